@@ -21,11 +21,9 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
-class EffcompressError(Exception):
-    """Base class of all errors that are shown without a traceback; shown as ``printable`` says.
-
-    ``what`` is one sentence, ``where`` an address (``file:line``, a dotted module path, a plugin),
-    ``fix`` what to type or do instead.
+class _Shown(BaseException):
+    """What is shown without a traceback, as ``printable`` says: ``what`` is one sentence, ``where``
+    an address (``file:line``, a dotted module path, a plugin), ``fix`` what to type or do instead.
     """
 
     exit_code = 1
@@ -39,6 +37,14 @@ class EffcompressError(Exception):
         head = f"{self.where}: {self.what}" if self.where else self.what
         fix = "\n".join(short(line, 1000) for line in (self.fix or "").split("\n"))
         return short(head, 1000) + (f"\n  {fix}" if fix else "")
+
+
+class EffcompressError(_Shown, Exception):
+    """Base class of all errors that are shown without a traceback; shown as ``printable`` says.
+
+    ``what`` is one sentence, ``where`` an address (``file:line``, a dotted module path, a plugin),
+    ``fix`` what to type or do instead.
+    """
 
 
 class RecipeError(EffcompressError, ValueError):
@@ -77,8 +83,10 @@ class NotFinite(RunError):
     """A loss or gradient is not finite. The weights are those before that step."""
 
 
-class Stopped(EffcompressError):
-    """A signal stopped the run after a checkpoint; ``--resume`` continues it. Not a failure.
+class Stopped(_Shown):
+    """A signal stopped the run after a checkpoint; ``--resume`` continues it. Not a failure, and,
+    as KeyboardInterrupt, no Exception: it comes wherever the program is, and what handles every
+    failure of a library there must not take it for one.
 
     The exit code is 0 after SIGTERM, which job schedulers expect (75 with ``--resume=auto``, which
     tells a script to start again), and 130 after Ctrl-C, so that a shell does not run what follows

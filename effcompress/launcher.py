@@ -47,6 +47,8 @@ def launched() -> Place:
     rank = _variable("RANK", None, 0, size - 1)
     if tasks > 1:
         _require_agreement(tasks, size, rank)
+    if os.environ.get("MASTER_PORT", "").strip():
+        _variable("MASTER_PORT", None, 1, 65535)
     return Place(rank, size, _variable("LOCAL_RANK", rank, 0, size - 1))
 
 

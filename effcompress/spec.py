@@ -33,8 +33,8 @@ InputPath = Annotated[Path, "path"]
 """A file or folder to read; relative to the recipe file that names it."""
 
 NAME = {
-    "pattern": r"^(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._-]*$(?!\n)",
-    "words": "letters, digits, '.', '_' and '-' only (no '..', no '.' or '-' in front)",
+    "pattern": r"^(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$(?!\n)",
+    "words": "letters, digits, '.', '_' and '-', at most 100 (no '..', no '.' or '-' in front)",
 }
 SHA256 = {"pattern": "^[0-9a-fA-F]{64}$", "words": "64 hexadecimal digits"}
 

@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = {"debug": False}
     try:
         app(argv, prog_name="effcompress", obj=options)
-    except (EffcompressError, OSError) as error:
+    except (EffcompressError, Stopped, OSError) as error:
         if options["debug"]:
             traceback.print_exception(error)
-        elif isinstance(error, EffcompressError):
+        elif not isinstance(error, OSError):
             who = f"process {process()}: " if process() else ""
             what = "stopped" if isinstance(error, Stopped) else "error"
             say("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
@@ -87,4 +87,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             say(f"error: {name}{error.strerror or error}", err=True)
         # A name that no file can have is wrong input, whichever option it came by.
         usual = 2 if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else 1
-        sys.exit(error.exit_code if isinstance(error, EffcompressError) else usual)
+        sys.exit(usual if isinstance(error, OSError) else error.exit_code)

@@ -15,6 +15,7 @@ from effcompress.errors import (
     EffcompressError,
     PluginError,
     RunError,
+    Stopped,
     printable,
 )
 from effcompress.launcher import launched
@@ -70,7 +71,7 @@ def write_new(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def error_lines(error: EffcompressError, prefix: str = "") -> list[str]:
+def error_lines(error: EffcompressError | Stopped, prefix: str = "") -> list[str]:
     """Returns the lines that the command line prints of an error: three, or the whole declaration
     that a CoverageError proposes.
     """

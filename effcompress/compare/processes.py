@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Protocol, final
 
 from effcompress.compare.entries import Job, require_same
-from effcompress.errors import EffcompressError, Stopped
+from effcompress.errors import EffcompressError
 from effcompress.processes import cores, end_all
 from effcompress.record import events
 from effcompress.record.events import Event
@@ -137,8 +137,6 @@ def _here(
                 stopping=stopping,
                 measurements=measurements,
             )
-        except Stopped:  # the remaining jobs must not begin
-            raise
         except EffcompressError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  a plugin may raise anything; others go on

@@ -4,16 +4,26 @@ read, whether short files hold enough, and how much will be tokenised. Needs no 
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from effcompress.data.folder import PARTS
 from effcompress.data.look import stored
-from effcompress.data.sources import READERS, Fields, ReadEnough, address, guarded, kind_of
+from effcompress.data.sources import (
+    READERS,
+    Fields,
+    ReadEnough,
+    Record,
+    address,
+    guarded,
+    kind_of,
+)
 from effcompress.data.tokens import CHUNK_CHARACTERS, side_of
-from effcompress.errors import SourceError
+from effcompress.errors import SourceError, short
 from effcompress.spec import DataSpec, DomainSpec
 
+ANSWERING = "assistant"
 READ = 4 << 20
 """Bytes that are read of a domain's files, and again of its validation files."""
 TEMPLATE = 1 << 14
@@ -79,9 +89,35 @@ def preview(spec: DataSpec) -> list[str]:
             least = spec.sequence_length - (spec.bos != "never") if spec.documents.pack else 1
             if ends[part] and size < least:
                 raise too_short(name, domain, part, size and f"at most {size:,}", spec)
+        if domain.chat and look.roles and ANSWERING not in look.roles:
+            raise SourceError(
+                f"no message of the first {look.records:,} conversations has the role "
+                f"`{ANSWERING}`, whose answers are learned; roles here: {_named(look.roles)}",
+                where=address(name),
+                fix=f"call the role of those who answer `{ANSWERING}`",
+            )
         which = "all" if all(ends.values()) else "the first"
         lines.append(f"domain '{name}': {which} {look.records:,} records can be read")
     return lines
+
+
+def _named(roles: set[str]) -> str:
+    """The first few roles, for an error."""
+    return ", ".join(short(role, 20) for role in sorted(roles)[:5])
+
+
+def conversations(spec: DomainSpec, name: str, count: int) -> list[Record]:
+    """Returns the first conversations of a domain's files; none of other domains."""
+    if spec.chat is None or (kind := kind_of(name, spec)) not in READERS:
+        return []
+    fields, found = Fields.of(spec), list[Record]()
+    for path in getattr(spec, kind):
+        with suppress(ReadEnough):
+            for record in guarded(READERS[kind], path, fields, READ):
+                found += [record] if record.turns else []
+                if len(found) == count:
+                    return found
+    return found
 
 
 class _Look:
@@ -90,6 +126,7 @@ class _Look:
     def __init__(self, kind: str, fields: Fields, until: float) -> None:
         self.reader, self.fields, self.until = READERS[kind], fields, until
         self.sizes, self.records = dict.fromkeys(PARTS, 0), 0
+        self.roles: set[str] = set()
 
     def at(self, paths: tuple[Path, ...], holdout: float) -> bool:
         """Whether the files were read to their end."""
@@ -98,6 +135,7 @@ class _Look:
             for path in paths:
                 for record in guarded(self.reader, path, self.fields, READ):
                     self.records += 1
+                    self.roles.update(turn["role"] for turn in record.turns)
                     if not record.text.strip():
                         continue
                     part, size = side_of(record, holdout)

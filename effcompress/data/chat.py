@@ -4,13 +4,17 @@ that are the assistant's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from effcompress.errors import SourceError
-from effcompress.types import TextTokenizer
 
 Turn = Mapping[str, str]
 """A message: its ``role`` and its ``content``."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNREAD = ("tool_calls", "function_call", "audio", "images")
+"""Keys of a message that say something beside its content."""
 Span = tuple[int, int]
 """Where a stretch of text begins and ends, in characters."""
 
@@ -42,10 +46,33 @@ def _turn(message: object, where: str) -> Turn:
             where=where,
             fix="write each message as {role, content}, or leave the conversation out",
         )
+    assert isinstance(message, Mapping)
+    if _SURROGATE.search(content):
+        what = "a message is not valid Unicode: it has half of a surrogate pair"
+        raise SourceError(what, where=where, fix="take it out, or leave the conversation out")
+    if unread := next((key for key in _UNREAD if message.get(key)), None):
+        raise SourceError(
+            f"a message has `{unread}`, which is not written: its text would be learned without",
+            where=where,
+            fix="write it into `content` as the model is to say it, or leave the conversation out",
+        )
     return {"role": role, "content": content}
 
 
-def written(turns: Sequence[Turn], tokenizer: TextTokenizer, where: str) -> tuple[str, list[Span]]:
+class Writer(Protocol):
+    """What writes conversations: a tokenizer, or its template alone. ``special``: id -> text of
+    each special token.
+    """
+
+    @property
+    def special(self) -> Mapping[int, str]: ...
+
+    def render(self, turns: Sequence[Turn], *, generation: bool) -> str:
+        """As ``TextTokenizer`` says."""
+        ...
+
+
+def written(turns: Sequence[Turn], tokenizer: Writer, where: str) -> tuple[str, list[Span]]:
     """Returns a conversation as the tokenizer's chat template writes it, and the spans of the
     assistant's answers: behind the words that ask for one, up to its end token.
 
@@ -63,8 +90,11 @@ def written(turns: Sequence[Turn], tokenizer: TextTokenizer, where: str) -> tupl
         for n, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            asked = tokenizer.render(turns[:n], generation=True)
             answered = tokenizer.render(turns[: n + 1], generation=False)
+            if n:
+                asked = tokenizer.render(turns[:n], generation=True)
+            else:  # nothing asks for an answer that comes first
+                asked = answered[: max(0, answered.find(turn["content"].strip()))]
             if not (answered.startswith(asked) and whole.startswith(answered)):
                 raise SourceError(
                     f"the chat template writes messages 1 to {n + 1} differently once more "
@@ -74,6 +104,9 @@ def written(turns: Sequence[Turn], tokenizer: TextTokenizer, where: str) -> tupl
                     "`prompt:`",
                 )
             spans.append((len(asked), max(len(asked), len(answered.rstrip()))))
+            if turn["content"].strip() and spans[-1][0] == spans[-1][1]:
+                what = f"the chat template does not write message {n + 1}, an answer"
+                raise SourceError(what, where=where, fix="use a template that writes answers")
     except ValueError as error:
         raise SourceError(
             f"the chat template refuses this conversation: {error}",

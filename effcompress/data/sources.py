@@ -280,7 +280,11 @@ def guarded(reader: Reader, path: Path, fields: Fields, most: float = math.inf) 
     try:
         yield from reader(path, fields, most)
     except OSError as error:
-        raise SourceError(f"cannot be read: {error}", where=str(path)) from error
+        raise SourceError(
+            f"cannot be read: {error}",
+            where=str(path),
+            fix="download or copy the file again: it is cut short, damaged, or not readable here",
+        ) from error
 
 
 @contextmanager
@@ -312,7 +316,27 @@ def _lines(file: IO[bytes], path: Path, most: float) -> Iterator[tuple[str, str]
             # A byte order mark is allowed at the start of a file, and only there.
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8"), where
         except UnicodeDecodeError as error:
-            raise SourceError(f"not UTF-8 text ({error})", where=where) from error
+            kind, fix = _kind_of(path)
+            what = f"not UTF-8 text ({kind or error})"
+            raise SourceError(what, where=where, fix=fix) from error
+
+
+_OTHERS = {
+    b"PK\x03\x04": ("a zip file", "unzip it, and name the files in it"),
+    b"PAR1": ("a parquet file", "name it with `parquet:`"),
+    b"ARROW1": ("an Arrow file", "store it as parquet: pyarrow.parquet.write_table(table, FILE)"),
+    b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8 FILE > OTHER"),
+    b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8 FILE > OTHER"),
+    b"\xfd7zXZ": ("xz", "xz -d FILE"),
+}
+"""First bytes of files that are no text -> what they are, and what to do."""
+
+
+def _kind_of(path: Path) -> tuple[str, str]:
+    with _opened(path) as file:
+        head = file.read(8)
+    known = (said for magic, said in _OTHERS.items() if head.startswith(magic))
+    return next(known, ("", "store it as UTF-8: iconv -f latin1 -t UTF-8 FILE > OTHER, say"))
 
 
 def raw_rows(kind: str, path: Path) -> Iterator[Row]:
@@ -333,7 +357,7 @@ def raw_rows(kind: str, path: Path) -> Iterator[Row]:
                 for batch in file.iter_batches(batch_size=64):
                     yield from batch.to_pylist()
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise SourceError(f"not a readable parquet file: {error}", where=str(path)) from error
+            raise _no_parquet(path, error) from error
 
 
 def _jsonl(path: Path, fields: Fields, most: float) -> Iterator[Record]:
@@ -367,12 +391,15 @@ def _not_json(line: str, error: Exception, path: Path, where: str) -> SourceErro
     return SourceError(f"not usable JSON: {problem}", where=where, fix="remove this line")
 
 
-def _one_each(line: str, path: Path) -> str | None:
+def _one_each(line: str, path: Path) -> str:
     """How to get one object per line out of a file that is one array or has objects over lines."""
+    if path.suffix in (".csv", ".tsv"):
+        read = "pandas.read_csv" if path.suffix == ".csv" else "pandas.read_table"
+        return f"{read}('{path.name}').to_json('{path.stem}.jsonl', orient='records', lines=True)"
     if line.strip() in ("{", "[") or line.lstrip().startswith("["):
         select = ".[]" if line.lstrip().startswith("[") else "."
         return f"one object per line: jq -c '{select}' {path.name} > {path.stem}.lines.jsonl"
-    return None
+    return 'write one JSON object per line, e.g. {"text": "..."}, or remove this line'
 
 
 def _txt(path: Path, _fields: Fields, most: float) -> Iterator[Record]:
@@ -407,14 +434,22 @@ def _parquet(path: Path, fields: Fields, _most: float) -> Iterator[Record]:
                     row += 1
                     yield record_of(values, fields, f"{path}:row {row}")
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise SourceError(f"not a readable parquet file: {error}", where=str(path)) from error
+        raise _no_parquet(path, error) from error
+
+
+def _no_parquet(path: Path, error: Exception) -> SourceError:
+    return SourceError(
+        f"not a readable parquet file: {error}",
+        where=str(path),
+        fix="download or copy it again; a file of lines of JSON is named with `jsonl:`",
+    )
 
 
 def _tree(fields: Iterable[pa.Field]) -> dict[str, Any]:
-    """Column -> its fields, or None."""
+    """Column -> its fields, or a word for one that has none."""
     from pyarrow.types import is_struct
 
-    return {f.name: _tree(f.type) if is_struct(f.type) else None for f in fields}
+    return {f.name: _tree(f.type) if is_struct(f.type) else "column" for f in fields}
 
 
 READERS: dict[str, Reader] = {"jsonl": _jsonl, "txt": _txt, "parquet": _parquet}

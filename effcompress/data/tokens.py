@@ -247,7 +247,8 @@ def side_of(record: Record, holdout: float) -> tuple[str, int]:
     try:
         text = (record.prompt + record.text).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise SourceError(f"the text is not valid Unicode ({error})", where=record.where) from error
+        what = f"the text is not valid Unicode ({error})"
+        raise SourceError(what, where=record.where, fix="remove this record") from error
     # A 64-bit hash, uniform on [0, 2^64).
     return "heldout" if _hash(text) < holdout * 2**64 else "train", len(text)
 

@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from effcompress.distributed.meeting import own_keys
-from effcompress.errors import EffcompressError, RecipeError, RunError
+from effcompress.errors import EffcompressError, RecipeError, RunError, Stopped
 from effcompress.launcher import Place, keeps_store, launched
 
 T = TypeVar("T")
@@ -148,7 +148,7 @@ class World:
         said: list[Any] = [None] * self.size
         try:
             mine = (here(), None)
-        except Exception as error:
+        except (Exception, Stopped) as error:
             dist.all_gather_object(said, (None, _told(error)))
             raise
         dist.all_gather_object(said, mine)
@@ -201,7 +201,7 @@ class World:
         try:
             with _at_work():
                 yield
-        except Exception as error:
+        except (Exception, Stopped) as error:
             dist.broadcast_object_list([None, _told(error)])
             raise
 
@@ -397,8 +397,8 @@ def _summed(_state, bucket):  # no annotations: torch inspects them, and here th
     return futures[-1].then(lambda _: total)
 
 
-def _told(error: Exception) -> Exception:
+def _told(error: Exception | Stopped) -> EffcompressError | Stopped:
     """Returns the error to broadcast: others than our own become a RunError, as not all pickle."""
-    if isinstance(error, EffcompressError):
+    if isinstance(error, EffcompressError | Stopped):
         return error
     return RunError(f"another process failed: {error!r}")

@@ -19,6 +19,7 @@ from effcompress.estimate.inspect import kinds_of as found_kinds
 from effcompress.estimate.positions import require_positions
 from effcompress.estimate.schedule import Timeline, fastest, play, too_rare
 from effcompress.estimate.serving import Serving, serving
+from effcompress.estimate.weights import require_fitting
 from effcompress.model.families import declared_by
 from effcompress.model.source import outer_of, prompt_length
 from effcompress.recipe import LoadedRecipe
@@ -51,6 +52,7 @@ def check(loaded: LoadedRecipe) -> CheckResult:
     if found is None:
         unknown = "model: its configuration is not known here; nothing was priced"
         return CheckResult([*_mixture(loaded, None), unknown], {})
+    require_fitting(loaded)
     recipe = loaded.recipe
     prompt = prompt_length(recipe.model, recipe.evaluate.prompt)
     lines = [*require_positions(loaded, found.config, prompt), *_mixture(loaded, found)]

@@ -165,6 +165,14 @@ def rotary_kinds() -> Mapping[str, frozenset[str]]:
 
 
 @functools.cache
+def mentions(model_type: str, text: str) -> bool:
+    """Whether a text stands anywhere in the code of a model type's classes."""
+    files = [file for folder in _folders(model_type) for file in folder.glob("configuration_*.py")]
+    code = "".join(file.read_text(encoding="utf-8") for file in files) + _modelling(model_type)
+    return text in code
+
+
+@functools.cache
 def has_position_table(model_type: str) -> bool:
     """Whether a model looks positions up in a table, and so has no others than those in it."""
     if "rope_parameters" in (fields_of(model_type) or {}):
@@ -181,6 +189,13 @@ def reads_for_logits(model_type: str, field: str) -> bool:
     """
     whole = re.search(r"^class \w+ForConditionalGeneration\(", _modelling(model_type), re.MULTILINE)
     return whole is None or field in whole.string[whole.start() :]
+
+
+@functools.cache
+def ignores_stored(model_type: str) -> bool:
+    """Whether a model's class names weights that it leaves out when it loads a file."""
+    left_out = re.findall(r"_keys_to_ignore_on_load_unexpected = (\w*)", _modelling(model_type))
+    return any(value != "None" for value in left_out)
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress.errors import RunError, SourceError
 from effcompress.model import modeling_pruned
+from effcompress.model.classes import ALWAYS, fields_of
 from effcompress.model.integrity import folder_flaw, read_object
 from effcompress.model.lineage import STREAM, Part, Pruned, is_pruned
 from effcompress.model.silence import explained, quietly, read_weights
@@ -232,14 +233,19 @@ def _require(skeleton: nn.Module, shapes: Shapes) -> None:
 
 
 def _known(model_type: str, own: str, fields: Config) -> Fields:
-    """The fields that ``model_type`` has. Raises ValueError if it lacks a needed one."""
+    """The fields that ``model_type`` and the source's class ``own`` have: one that only a file
+    states, and the source's class does not read, must not begin to count. Raises ValueError if a
+    needed one is lacking.
+    """
     if model_type == own:
         return {k: v for k, v in fields.items() if k != "model_type"}
     known = AutoConfig.for_model(model_type).to_dict().keys()
     lost = [flag for flag in _BIASES if fields.get(flag) and flag not in known]
     if lost:
         raise ValueError(f"has no {lost[0]}")
-    kept = {k: v for k, v in fields.items() if k in known and k not in _NOT_CARRIED}
-    if "sliding_window" in known and "sliding_window" not in fields:
+    read = fields_of(own)
+    mine = known if read is None else {*read, *ALWAYS}
+    kept = {k: v for k, v in fields.items() if k in known and k in mine and k not in _NOT_CARRIED}
+    if "sliding_window" in known and "sliding_window" not in kept:
         kept["sliding_window"] = None  # the class's default is a window
     return kept

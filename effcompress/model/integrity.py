@@ -29,6 +29,11 @@ _TEXT = re.compile(
     r"|tokenizer\.model|.*\.(tiktoken|jinja)|(merges|vocab)\.txt"
 )
 """Text files of a folder that transformers opens."""
+_AGAIN = "download or copy that file again"
+_PICKLED = (
+    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER) writes safetensors: do so "
+    "where you trust the file, and name that folder"
+)
 TAG = "__float__"
 SPECIAL = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 """How transformers writes these numbers into config.json: ``{TAG: "Infinity"}``."""
@@ -120,7 +125,7 @@ def opened(path: Path) -> BinaryIO:
         raise SourceError(f"{path.name} is missing", where=str(path.parent)) from error
     except OSError as error:
         said = f"{path.name} cannot be read: {error.strerror}"
-        raise SourceError(said, where=str(path.parent)) from error
+        raise SourceError(said, where=str(path.parent), fix=_AGAIN) from error
     if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         return stream
     stream.close()
@@ -160,7 +165,7 @@ def read_json(path: Path) -> Any:
             what = "is nested too deeply"
         except ValueError as error:
             what = f"is damaged (no JSON: {error})"
-    raise SourceError(f"{path.name} {what}", where=str(path.parent))
+    raise SourceError(f"{path.name} {what}", where=str(path.parent), fix=_AGAIN)
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -219,8 +224,9 @@ def require_whole(folder: Path, *, weights: bool = True) -> Mapping[str, Tensors
         if size > TEXT_LIMIT:
             said = f"{name} has {size:,} bytes, more than {TEXT_LIMIT >> 20} MiB"
             raise SourceError(said, where=str(folder))
-        if name.endswith(".json") and size <= _PARSED:
-            read_json(folder / name)
+        small = name.endswith(".json") and size <= _PARSED
+        if small and not isinstance(read_json(folder / name), dict):
+            raise SourceError(f"{name} holds no JSON object", where=str(folder), fix=_AGAIN)
     if read_object(folder / "config.json") is None:
         raise SourceError("config.json is missing, or no JSON object", where=str(folder))
     return _headers(folder) if weights else {}
@@ -230,14 +236,16 @@ def _headers(folder: Path) -> Mapping[str, Tensors]:
     names = {path.name for path in folder.glob("*.safetensors")}
     if not names:
         what = "there are no safetensors weights (pickled weights are never opened)"
-        raise SourceError(what, where=str(folder))
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        raise SourceError(what, where=str(folder), fix=_PICKLED if pickled else None)
     whole, index = "model.safetensors", folder / "model.safetensors.index.json"
-    wanted = {whole}
+    wanted, said = {whole}, read_object(index) or {}
     if index.exists():
-        table = (read_object(index) or {}).get("weight_map")
+        table = said.get("weight_map")
         files = list(table.values()) if isinstance(table, dict) else []
         if not files or not all(isinstance(f, str) and Path(f).name == f for f in files):
-            raise SourceError(f"{index.name} is damaged (weight_map)", where=str(folder))
+            what = f"{index.name} is damaged (weight_map)"
+            raise SourceError(what, where=str(folder), fix=_AGAIN)
         wanted = set(files)
         if whole in names and wanted != {whole}:
             raise SourceError(
@@ -246,8 +254,33 @@ def _headers(folder: Path) -> Mapping[str, Tensors]:
                 fix="remove one of them; transformers loads the first, whatever the second holds",
             )
     if missing := sorted(wanted - names):
-        raise SourceError(f"{missing[0]} is missing", where=str(folder))
-    return {name: read_header(folder / name) for name in sorted(wanted)}
+        what, fix = f"{missing[0]} is missing", None
+        if missing == [whole]:  # other names are not read without an index
+            what = f"{whole} is missing, and {index.name}, which would name {min(names)}"
+            fix = f"add that index, or rename the file where it is the only one: {whole}"
+        raise SourceError(what, where=str(folder), fix=fix)
+    if wanted != {whole} and not isinstance(said.get("metadata"), dict):
+        raise SourceError(
+            f"{index.name} has no `metadata`, without which transformers do not read it",
+            where=str(folder),
+            fix='add "metadata": {} beside its weight_map',
+        )
+    found = {name: read_header(folder / name) for name in sorted(wanted)}
+    _require_once(folder, found)
+    return found
+
+
+def _require_once(folder: Path, found: Mapping[str, Tensors]) -> None:
+    """Raises SourceError for a tensor that two files hold: which of them counts is not said."""
+    at: dict[str, str] = {}
+    for file, tensors in found.items():
+        for name in tensors:
+            if (other := at.setdefault(name, file)) != file:
+                raise SourceError(
+                    f"{name} is stored twice, in {other} and in {file}",
+                    where=str(folder),
+                    fix="remove one of them: take all files from one download",
+                )
 
 
 def read_header(path: Path) -> Tensors:
@@ -274,11 +307,11 @@ def read_header(path: Path) -> Tensors:
             }
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             said = f"{path.name} is damaged (its header cannot be read)"
-            raise SourceError(said, where=str(path.parent)) from error
+            raise SourceError(said, where=str(path.parent), fix=_AGAIN) from error
     expected = max((end for _, _, (_, end) in found.values()), default=8 + length)
     if size != expected:
         said = f"{path.name} has {size} bytes instead of {expected}"
-        raise SourceError(said, where=str(path.parent))
+        raise SourceError(said, where=str(path.parent), fix=_AGAIN)
     return found
 
 

@@ -15,11 +15,12 @@ from effcompress.distributed.rows import whole
 from effcompress.errors import SourceError, first_line
 from effcompress.model.by_rows import NotByRows, RowsOf, drawn, reading, reduced
 from effcompress.model.cache import cache_root
+from effcompress.model.classes import fields_of, mentions
 from effcompress.model.exact import new_exact, open_exact
 from effcompress.model.fetch import ensure
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_manifest, read_object, untagged
-from effcompress.model.lineage import is_pruned
+from effcompress.model.lineage import is_pruned, parent_of
 from effcompress.model.multimodal import TEXT_KEYS, TEXT_PARTS, text_of
 from effcompress.model.scratch import require_unpadded
 from effcompress.model.silence import explained, quietly, read_weights
@@ -106,6 +107,7 @@ def load(
             rows = found.rows(module)
         source, dtype = _describe(spec, folder)
     module.config._name_or_path = label_of(spec)  # instead of the cache folder
+    _forget_strays(module.config)
     config = config_of_module(module)
     if not spec.random:
         require_agreement(spec.shape or {}, config, label_of(spec))
@@ -114,6 +116,19 @@ def load(
     require_rows(*tokenizer.largest, config, f"model.tokenizer: {named}")
     module.config.use_cache = False
     return LoadedModel(_ready(module), tokenizer, config, source, dtype, rows=rows)
+
+
+_CACHED = ("sliding_window", "attention_chunk_size", "layer_types", "kv_sharing_modes")
+
+
+def _forget_strays(config: Any) -> None:
+    """Takes out what the cache of transformers reads, and the model's class does not: text would be
+    generated with a window that the model has not.
+    """
+    kind = str(parent_of(config.to_dict()).get("model_type"))
+    for name in _CACHED:
+        if name in vars(config) and fields_of(kind) is not None and not mentions(kind, name):
+            delattr(config, name)
 
 
 def _random(
@@ -187,6 +202,7 @@ def _configuration(config: Config) -> Any:
 def _pretrained(folder: Path, *, spec: ModelSpec, name: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    _require_generation(folder, name)
     text = text_in(folder)
     inside = {"config": _configuration(text), "key_mapping": TEXT_KEYS} if text else {}
     with explained("cannot be loaded", where=f"model: {name}"), quietly():
@@ -205,6 +221,19 @@ def _pretrained(folder: Path, *, spec: ModelSpec, name: str) -> nn.Module:
             fix="config.json and the weights must belong together; nothing is initialised anew",
         )
     return module
+
+
+def _require_generation(folder: Path, name: str) -> None:
+    """Raises SourceError for a generation_config.json that transformers do not accept: before they
+    read the weights, after which they would.
+    """
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").exists():
+        fix = "mend or remove that key, or remove the file: it only says how text is generated"
+        what = "generation_config.json cannot be used"
+        with explained(what, where=f"model: {name}", fix=fix), quietly():
+            GenerationConfig.from_pretrained(str(folder))
 
 
 def _describe(spec: ModelSpec, folder: Path) -> tuple[str, str]:

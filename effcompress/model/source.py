@@ -33,6 +33,7 @@ from effcompress.model.suitability import (
     read_config,
     require_causal,
     require_fields,
+    require_generation,
     require_padding,
     require_plain,
     require_rows,
@@ -169,6 +170,23 @@ def require_usable(folder: Path, *, scratch: bool, whole: bool = True) -> None:
     require_causal(config, str(folder))
     if not scratch:
         require_plain(folder, config, headers)
+        require_generation(folder, config)
+
+
+def stored_tensors(spec: ModelSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Returns tensor -> its type and shape in the files of a local folder or a cached hub model;
+    empty from scratch, for other sources, and for a folder that is not complete.
+    """
+    if from_scratch(spec) or (kind := kind_of(spec)) not in ("folder", "hub"):
+        return {}
+    at = Path(str(spec.folder)).expanduser() if kind == "folder" else cached_hub(spec)
+    if at is None or folder_flaw(at) is not None:
+        return {}
+    return {
+        name: (dtype, shape)
+        for tensors in require_whole(at).values()
+        for name, (dtype, shape, _) in tensors.items()
+    }
 
 
 def tokenizer_kind(name: str) -> Literal["bytes", "folder", "hub"]:
@@ -348,6 +366,12 @@ def tokenizer_packages(spec: ModelSpec) -> tuple[str, ...]:
 
 def _any_tokenizer(folder: Path) -> bool:
     return any(_TOKENIZER.match(file.name) for file in folder.iterdir())
+
+
+def template_folder(spec: ModelSpec) -> Path | None:
+    """Returns the folder with the files of a spec's tokenizer; None without one on this machine."""
+    words = None if of_bytes(spec) else _words(spec, cache_root())
+    return None if words is None else words.parent
 
 
 def has_template(spec: ModelSpec) -> bool | None:

@@ -2,6 +2,7 @@
 the text of their tokenizer. Imports neither torch nor transformers, so that ``check`` is fast.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -141,9 +142,10 @@ def require_plain(folder: Path, config: Config, headers: Mapping[str, Tensors]) 
     configuration describes: quantised ones, others than those checked, and a head of its own where
     the configuration says that it is tied to the embedding.
     """
-    stated = config.get("quantization_config") or config.get("compression_config")
+    keys = ("quantization_config", "compression_config")
+    stated = next((config[key] for key in keys if config.get(key) is not None), None)
     aside = next((name for name in _QUANTISED if (folder / name).exists()), None)
-    if stated or aside:
+    if stated is not None or aside:
         how = stated if isinstance(stated, Mapping) else {}
         name = str(how.get("quant_method") or how.get("format") or aside or "in an unknown way")
         if name not in DEQUANTISED:
@@ -159,6 +161,33 @@ def require_plain(folder: Path, config: Config, headers: Mapping[str, Tensors]) 
         raise SourceError(said, where=str(folder), fix="take the key out, or name that folder")
     if _said(config, "tie_word_embeddings"):
         _require_tied(folder, headers)
+
+
+_IDS = re.compile(r"(bos|eos|pad|decoder_start|forced_[a-z]+)_token_id")
+_COUNTS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "top_k")
+_COUNTS += ("num_return_sequences", "no_repeat_ngram_size")
+
+
+def require_generation(folder: Path, config: Config) -> None:
+    """Raises SourceError for a generation_config.json (without one, for end tokens of config.json)
+    with which no text can be generated, as the proof of an export does.
+    """
+    file, rows = "generation_config.json", _said(config, "vocab_size")
+    stated = read_object(folder / file) if (folder / file).exists() else None
+    if stated is None:
+        file, stated = "config.json", {"eos_token_id": _said(config, "eos_token_id")}
+    for name, value in stated.items():
+        if value is None:
+            continue
+        wrong = name in _COUNTS and (type(value) is not int or value < 0)
+        fix = "write a whole number, or take the key out"
+        if _IDS.fullmatch(name):
+            ids = value if isinstance(value, list) else [value]
+            most = rows if isinstance(rows, int) else math.inf
+            wrong = not all(type(i) is int and i < most for i in ids)
+            fix = f"write the id of one of the {rows} rows of the vocabulary, or take the key out"
+        if wrong:
+            raise SourceError(f"{file}: {name} is {value!r}", where=str(folder), fix=fix)
 
 
 def _require_tied(folder: Path, headers: Mapping[str, Tensors]) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from effcompress.errors import SourceError
+from effcompress.model.chat_template import said_in_words
 from effcompress.model.fetch import tokenizer_folder
 from effcompress.model.hub import Progress
 from effcompress.model.integrity import read_object
@@ -79,12 +78,10 @@ class HFTokenizer:
 
     def render(self, turns: Sequence[Mapping[str, str]], *, generation: bool) -> str:
         """As ``TextTokenizer`` says."""
-        try:
+        with said_in_words():
             return self.backend.apply_chat_template(
                 [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=generation
             )
-        except (TemplateError, LookupError, TypeError) as error:
-            raise ValueError(str(error).partition("\n")[0]) from error
 
     def decode(self, ids: list[int]) -> str:
         """The text of ``ids``, special tokens left out."""

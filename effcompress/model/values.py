@@ -11,6 +11,7 @@ from effcompress.model.classes import (
     activations,
     attentions,
     looks_up_activation,
+    mentions,
     rotary_kinds,
     types_of,
 )
@@ -28,6 +29,11 @@ _WORDS = {
     **dict.fromkeys(("dict", "RopeParameters", "PreTrainedConfig"), "a mapping"),
 }
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
+_STORED = (
+    *("auto", "float", "double", "half", "int8", "uint8"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+)
+"""Other types that a configuration may state; weights are read into fp32."""
 _BY_DEFAULT = {"rope_theta", "rope_type", "original_max_position_embeddings"}
 """Keys of rotary positions that transformers fills in."""
 Refusal = tuple[str, str]
@@ -52,7 +58,8 @@ def require_computable(config: Config, where: str) -> None:
     """
     model_type = str(config.get("model_type"))
     for field, value in config.items():
-        if said := _misfit(field, value, model_type) or _uncomputable(field, value, model_type):
+        said = _misfit(field, value, model_type) or _uncomputable(field, value, model_type)
+        if said := said or _unreadable(field, value, model_type):
             raise SourceError(f"{field}: {said[0]}", where=where, fix=said[1])
 
 
@@ -94,10 +101,35 @@ def _uncomputable(field: str, value: Any, model_type: str) -> Refusal | None:
         return _dropout(value)
     if field == "rope_theta":
         return _positive(value)
+    if field.endswith(("_eps", "_epsilon")) and _number(value) and not 0 <= value < math.inf:
+        return f"{value!r} is no epsilon of a norm", "write a small number above 0, e.g. 1e-5"
     if isinstance(value, str) and looks_up_activation(model_type, field):
         known = activations()
         what = f"transformers have no activation '{value}'"
         return None if value in known else (what, did_you_mean(value, known))
+    return None
+
+
+def _unreadable(field: str, value: Any, model_type: str) -> Refusal | None:
+    """A value of a ``config.json`` with which transformers itself fails. Keys of earlier versions,
+    and kinds of rotary positions that the class translates, are readable.
+    """
+    if field in ("dtype", "torch_dtype") and isinstance(value, str):
+        known = value.removeprefix("torch.") in (*_DTYPES, *_STORED)
+        what = f"torch has no type of numbers '{value}'"
+        return None if known else (what, did_you_mean(value, _DTYPES))
+    if field not in ("rope_scaling", "rope_parameters") or value is None:
+        return None
+    if not isinstance(value, Mapping):
+        return _rotary(value)
+    for one in [v for v in value.values() if isinstance(v, Mapping)] or [value]:
+        kind, kinds = one.get("rope_type", one.get("type", "default")), rotary_kinds()
+        if kind not in kinds and not mentions(model_type, f'"{kind}"'):
+            what = f"transformers have no rotary positions '{kind}' for {model_type}"
+            return what, did_you_mean(str(kind), kinds)
+        for key in ("rope_theta", "factor"):
+            if one.get(key) is not None and (said := _positive(one[key])):
+                return f"{key}: {said[0]}", said[1]
     return None
 
 

@@ -145,6 +145,10 @@ class Builder:
         what = f"{dotted(key)}: no {noun} '{written}' (looked in '{looked}')"
         if not folder and there(path, folder=True):
             hint = f"This is a folder; its files: '{Path(written) / '*'}'."
+        elif "://" in written:
+            hint = "This is an address: download it, and name the file."
+        elif os.path.lexists(path):
+            hint = f"It is there, but no {noun}: a device, a pipe, or a link that leads nowhere."
         raise self._error(key, what, hint or f"Relative paths start at the {start}.")
 
     def _absolute(self, written: str, key: Key) -> Path:

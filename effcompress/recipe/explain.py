@@ -130,7 +130,8 @@ def _bad_text(it: Violation) -> Words:
     else:
         # A name: replace the characters that are not allowed by dashes.
         mended = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", it.value)).strip(".-")
-        guess, example = mended if re.search(it.expected, mended) else None, ""
+        mended = mended[:100]
+        guess, example = mended if re.search(it.expected, mended) else None, "E.g. my-run."
     wanted = it.schema["patternErrorMessage"]
     what = f"{dotted(it.key)} is '{short(it.value)}', but must be {wanted}"
     if it.key[-1] == it.value:

@@ -22,7 +22,7 @@ import effcompress
 from effcompress import evaluation
 from effcompress.data import Corpus, digest
 from effcompress.distributed.world import ALONE, World
-from effcompress.errors import SourceError
+from effcompress.errors import RunError, SourceError
 from effcompress.evaluation.accuracy import mean_of
 from effcompress.model.assets.tasks import files as task_files
 from effcompress.model.cache import atomically, cache_root
@@ -99,12 +99,23 @@ def scores(
         ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
         positions_NT = corpus.heldout_positions(domain, spec.sequences)
         of = module, ids_NT, spec.batch_size, trained_NT, world, positions_NT
-        found = evaluation.perplexity(*of)
+        try:
+            found = evaluation.perplexity(*of)
+        except RunError as error:
+            if (bad := _not_finite(module)) is None:
+                raise
+            fix = "Take that model from its source again; behind training: a lower learning rate."
+            raise RunError(f"{error.what}: {bad} holds infinities or NaN", fix=fix) from error
         if source is not None:
             alike = evaluation.agreement(source, *of)
             found = replace(found, agreement=alike.fraction, divergence=alike.divergence)
         listed[domain] = replace(found, hash=digest(ids_NT))
     return listed
+
+
+def _not_finite(module: nn.Module) -> str | None:
+    named = module.named_parameters()
+    return next((name for name, p in named if not bool(torch.isfinite(p).all())), None)
 
 
 def solve(

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,9 @@ WRITTEN += (status.AT, "exports.jsonl")
 WRITTEN += ("pictures", "stacks.txt", "trackers.json", "tensorboard")
 WRITTEN += (status_file.NAME, f".{status_file.NAME}")
 """Files and folders that a run writes into as they are; all others it replaces."""
+_FILES = ("recipe.yaml", VALUES, "metrics.jsonl", "plans.jsonl", "report.html", status_file.NAME)
+_FILES += ("exports.jsonl", "README.md", "config.json")
+"""Names under which a folder would be in the way."""
 
 
 def output_folder(loaded: LoadedRecipe, output: Path | None) -> Path:
@@ -71,7 +75,9 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> Iterator[No
                 held.flush()
         except OSError as error:
             raise RecipeError(
-                f"the output folder cannot be made: {error.strerror}", where=str(folder)
+                f"the output folder cannot be made: {error.strerror}",
+                where=str(folder),
+                fix="Name another one with --output, where you may write.",
             ) from error
         yield
 
@@ -93,7 +99,7 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
     says something else, or one of the files in it is a link.
     """
     stored, fix = folder / RESOLVED, _elsewhere(folder)
-    wrong, where = "", folder
+    wrong = ""
     if (run := status.run_of_size(folder)) is not None:
         what, output = "a size of the run above; that run writes it", shlex.quote(str(run))
         fix = f"Resume that run: effcompress run {shlex.quote(str(run / RESOLVED))} --output "
@@ -105,11 +111,8 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
             wrong = "the folder is not empty, and what is in it is no run of effcompress"
         else:
             require_free(folder)
-            if link := next((name for name in WRITTEN if (folder / name).is_symlink()), None):
-                wrong = "this is a link; a run writes, and deletes, in its own folder only"
-                where = folder / link
-                fix = f"Move what it points to here, or link the whole folder. {fix}"
-            elif begun(folder) and not resume:
+            _require_own(folder, fix)
+            if begun(folder) and not resume:
                 wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
             elif begun(folder):
                 same_recipe(loaded, folder)
@@ -117,8 +120,19 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
                     return True
                 wrong = "this run has finished, and kept no checkpoint (save.keep_after: 0)"
     if wrong:
-        raise RecipeError(wrong, where=str(where), fix=fix)
+        raise RecipeError(wrong, where=str(folder), fix=fix)
     return False
+
+
+def _require_own(folder: Path, fix: str) -> None:
+    """Raises RecipeError for a link, or a folder in the place of a file, that a run would write."""
+    if link := next((name for name in WRITTEN if (folder / name).is_symlink()), None):
+        wrong = "this is a link; a run writes, and deletes, in its own folder only"
+        fix = f"Move what it points to here, or link the whole folder. {fix}"
+        raise RecipeError(wrong, where=str(folder / link), fix=fix)
+    if odd := next((name for name in _FILES if (folder / name).is_dir()), None):
+        wrong = "this is a folder, and a run writes a file of that name"
+        raise RecipeError(wrong, where=str(folder / odd), fix=f"Move it away. {fix}")
 
 
 def require_free(folder: Path) -> None:
@@ -137,7 +151,7 @@ def _taken(folder: Path, now: status_file.StatusRecord | None) -> RecipeError:
 
 
 def _elsewhere(folder: Path) -> str:
-    name = folder.resolve().name or "runs/mine"
+    name = Path(os.path.realpath(folder)).name or "runs/mine"
     return f"Another folder: --output {folder.parent / name}-2"
 
 

@@ -23,11 +23,16 @@ from effcompress.estimate.schedule import loops_of
 from effcompress.launcher import launched
 from effcompress.model import source
 from effcompress.model.assets import tasks
+from effcompress.model.cache import cache_root
+from effcompress.model.chat_template import template_of
 from effcompress.model.families import declared_by
 from effcompress.model.lineage import is_pruned
 from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.spec import LoopSpec, Recipe, TasksSpec
+
+CONVERSATIONS = 8
+"""Conversations of each domain that are written with the chat template."""
 
 
 def preflight(loaded: LoadedRecipe, *, offline: bool) -> CheckResult:
@@ -93,12 +98,29 @@ def _require_template(loaded: LoadedRecipe) -> None:
                 where=loaded.origins.get(key),
                 fix="Name a tokenizer with one (model.tokenizer), or use `text:` and `prompt:`.",
             )
+    _require_written(loaded)
+
+
+def _require_written(loaded: LoadedRecipe) -> None:
+    """Writes the first conversations with the template, as far as both are on this machine. Raises
+    SourceError where that fails.
+    """
+    recipe = loaded.recipe
+    found = [
+        record
+        for name, domain in recipe.data.domains.items()
+        for record in data.conversations(domain, name, CONVERSATIONS)
+    ]
+    if found and (template := template_of(recipe.model)) is not None:
+        for record in found:
+            data.written(record.turns, template, record.where)
 
 
 def _machine(loaded: LoadedRecipe) -> Iterator[str]:
     """Checks packages, processes and compiler; yields a line for each that the recipe needs."""
     recipe, section = loaded.recipe, "recover" if loaded.recipe.recover is not None else "train"
     size = launched().size
+    _require_cache()
     _require_equal_shards(loaded, size)
     require_packages(loaded)
     if recipe.track is not None:
@@ -118,6 +140,23 @@ def _machine(loaded: LoadedRecipe) -> Iterator[str]:
         if recipe.loop.compile:
             _require_compiler(section)
             yield "a C++ compiler is there"
+
+
+def _require_cache() -> None:
+    """Raises SourceError where the cache folder, in which tokens are kept, cannot be made."""
+    root = cache_root().absolute()
+    above = next(path for path in (root, *root.parents) if os.path.lexists(path))
+    if not above.is_dir():
+        said = f"{above} is no folder"
+    elif above != root and not os.access(above, os.W_OK | os.X_OK):
+        said = f"{above} cannot be written to"
+    else:
+        return
+    raise SourceError(
+        f"the cache folder cannot be made: {said}",
+        where=str(root),
+        fix="Set EFFCOMPRESS_CACHE to a folder that you may write to.",
+    )
 
 
 _PIP = {"google.protobuf": "protobuf"}
@@ -236,7 +275,6 @@ def _require_text(loaded: LoadedRecipe) -> None:
     """Raises SourceError naming a hub data set of which too few tokens are cached. Loads the
     tokenizer, but not the weights.
     """
-    from effcompress.model.cache import cache_root
     from effcompress.model.fetch import ensure
     from effcompress.model.tokenizer import open_tokenizer
     from effcompress.runner.start import corpus_of

@@ -453,9 +453,9 @@ def _prune_if_due(state: RunState, log: Log) -> None:
         log.phase(doing)
 
 
-def named(error: BaseException, phase: str, recipe: Recipe) -> EffcompressError | None:
+def named(error: BaseException, phase: str, recipe: Recipe) -> EffcompressError | Stopped | None:
     """Returns a RunError for too little memory, a full disk or a failed compilation, else None."""
-    if isinstance(error, EffcompressError):
+    if isinstance(error, EffcompressError | Stopped):
         return error
     if _out_of_memory(error):
         return RunError(f"not enough memory while {phase}", fix=_smaller(recipe))

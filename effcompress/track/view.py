@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, final
 
-from effcompress.errors import Stopped, first_line
+from effcompress.errors import first_line
 from effcompress.record import events
 from effcompress.record.events import Event, step_of
 from effcompress.record.log import Log
@@ -129,8 +129,6 @@ class Watched(View):
             # Some trackers print to stdout, which is reserved for the result.
             with contextlib.redirect_stdout(sys.stderr):
                 return call()
-        except Stopped:
-            raise
         except Exception as error:  # noqa: BLE001  trackers raise anything, and the run must go on
             self._open.pop(name, None)
             said = first_line(error) or type(error).__name__

@@ -583,6 +583,12 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "include of itself": (edit("name: toy", "include: recipe.yaml"), 1, ("each other",)),
     "include of a number": (edit("name: toy", "include: 3"), 1, ("include is the number 3",)),
     # names
+    "name that no folder can have": (
+        edit("name: toy", f"name: {'a' * 300}"),
+        1,
+        ("at most 100 (no", f"Did you mean {'a' * 100}?"),
+    ),
+    "name of dots": (edit("name: toy", "name: .."), 1, ("name is '..'", "E.g. my-run.")),
     "name with a slash": (edit("name: toy", "name: a/b"), 1, ("name is 'a/b'", "a-b")),
     "name that climbs": (edit("name: toy", "name: ../x"), 1, ("name is '../x'", "..")),
     "domain name": (edit("    web:", "    the web:"), 5, ("the web", "Did you mean the-web?")),

@@ -135,6 +135,41 @@ def test_a_template_that_changes_what_it_wrote_is_refused() -> None:
         written(one, ByteTokenizer(), "here")
 
 
+def test_a_conversation_that_begins_with_an_answer() -> None:
+    """Nothing asks for it: templates refuse to write an empty conversation."""
+    strict = "{% if not messages %}{{ messages[0].role.x }}{% endif %}" + TEMPLATE
+    said = [{"role": "assistant", "content": "hi"}, *turns("q", "a")]
+    text, spans = written(said, chatty(strict), "here")
+    assert [text[start:end] for start, end in spans] == ["hi</s>", "a</s>"]
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"content": "", "tool_calls": [{"name": "f"}]}, "a message has `tool_calls`, which is"),
+        ({"content": "x", "function_call": {"name": "f"}}, "a message has `function_call`"),
+        ({"content": "\ud800"}, "half of a surrogate pair"),
+    ],
+)
+def test_what_would_be_lost_of_a_message(
+    tmp_path: Path, make: Any, message: dict[str, Any], words: str
+) -> None:
+    talk = [*turns("q"), {"role": "assistant", **message}]
+    spec = DomainSpec(jsonl=(file_of(tmp_path, [*TALKS[:2], talk]),), chat="m")
+    with pytest.raises(SourceError, match=words) as error:
+        make({"d": spec}, chatty())
+    assert "talks.jsonl:3: " in str(error.value) and error.value.fix
+    talk[-1] |= {"content": "fine", "tool_calls": None, "function_call": None}
+    spec = DomainSpec(jsonl=(file_of(tmp_path, [*TALKS, talk]),), chat="m", holdout=0.2)
+    make({"d": spec}, chatty())
+
+
+def test_a_template_without_answers_is_refused() -> None:
+    silent = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(SourceError, match="does not write message 2, an answer"):
+        written(turns("q", "a"), chatty(silent), "here")
+
+
 def test_conversations_without_messages_or_answers(tmp_path: Path, make: Any) -> None:
     talks = [*TALKS, [], None, *(turns(f"only asked {i}") for i in range(9))]
     spec = DomainSpec(jsonl=(file_of(tmp_path, talks),), chat="m", holdout=0.2)
@@ -201,6 +236,36 @@ def test_a_run_on_conversations(tmp_path: Path, words: Path) -> None:
         (words / "chat_template.jinja").unlink(missing_ok=True)
         with pytest.raises(RecipeError, match=r"d\.chat: the tokenizer has no chat template"):
             preflight(load_recipe(path, missing), offline=True)
+
+
+USERS = "{% if messages[0].role != 'user' %}{{ raise_exception('users first') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "talk", "said"),
+    [
+        (TEMPLATE, turns("only asked"), "has the role `assistant`, .*; roles here: user"),
+        (TEMPLATE, [{"role": "model", "content": "x"}], "roles here: model"),
+        (TEMPLATE, turns("a <|eos|>", "b"), r"message 1 spells the special token <\|eos\|>"),
+        (USERS + TEMPLATE, turns("q", "a", system="s"), "refuses this conversation: users first"),
+        ("{{ messages[0].foo.bar }}", turns("q", "a"), "refuses this conversation: 'dict object'"),
+        ("{% for", turns("q", "a"), "the template itself is wrong in line 1"),
+        ("{% for i in range(10**9) %}{% endfor %}", turns("q", "a"), "Range too big"),
+        ("{{ messages[0].content }}", turns("q", "a"), "does not write message 2"),
+    ],
+)
+def test_check_writes_the_first_conversations(
+    tmp_path: Path, words: Path, template: str, talk: list[Any], said: str
+) -> None:
+    """And `run` says the same, for it asks first."""
+    (words / "chat_template.jinja").write_text(template)
+    talks = [[*talk[:-1], {**talk[-1], "content": f"{talk[-1]['content']} {i}"}] for i in range(40)]
+    domain = {"jsonl": str(file_of(tmp_path, talks)), "chat": "m", "holdout": "20%"}
+    sets = ["prune=null", f"model.tokenizer={words}", "model.shape.vocab_size=258"]
+    loaded = load_recipe(recipe(tmp_path), [*sets, f"data.domains={json.dumps({'d': domain})}"])
+    with pytest.raises(SourceError, match=said) as error:
+        preflight(loaded, offline=True)
+    assert error.value.fix and len(str(error.value).splitlines()) == 2
 
 
 def test_keys_that_exclude_each_other(tmp_path: Path) -> None:

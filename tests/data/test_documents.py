@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -269,3 +272,40 @@ def test_needs_lists_hub_data_sets():
             "splits": ["train", "test"],
         }
     ]
+
+
+LINES = "".join(json.dumps({"text": f"word {i}"}) + "\n" for i in range(9))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "said", "fix"),
+    [
+        ("jsonl", "a.jsonl", LINES.encode("utf-16"), "UTF-16", "iconv -f UTF-16"),
+        ("txt", "a.txt", LINES.encode("utf-16"), "UTF-16", "iconv -f UTF-16"),
+        ("txt", "a.txt", b"na\xefve\n", "codec", "iconv -f latin1"),
+        ("jsonl", "a.jsonl", b"PK\x03\x04\xff\xff", "a zip file", "unzip it"),
+        ("jsonl", "a.jsonl.gz", gzip.compress(b"PK\x03\x04\xff\xff"), "a zip file", "unzip it"),
+        ("txt", "a.parquet", b"PAR1\xff\xff", "a parquet file", "`parquet:`"),
+        ("jsonl", "a.arrow", b"ARROW1\x00\x00\xff", "an Arrow file", "write_table"),
+        ("parquet", "a.jsonl", LINES.encode(), "parquet", "`jsonl:`"),
+        ("jsonl", "a.csv", b"text,label\nx,1\n", "not valid JSON", "read_csv('a.csv').to_json("),
+        ("jsonl", "a.jsonl", b'{"text": "a"} {"text": "b"}', "Extra data", "one JSON object per"),
+        ("jsonl", "a.jsonl.gz", gzip.compress(LINES.encode())[:-9], "cannot be read", "cut short"),
+        ("jsonl", "a.jsonl", b'{"text": "\\ud800"}', "not valid Unicode", "remove"),
+    ],
+)
+def test_files_of_another_kind(
+    tmp_path: Path, make: Any, kind: str, name: str, content: bytes, said: str, fix: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    given: dict[str, Any] = {kind: (tmp_path / name,)}
+    with pytest.raises(SourceError, match=said) as error:
+        make({"d": DomainSpec(**given)})
+    assert fix in str(error.value.fix) and len(str(error.value).splitlines()) <= 3
+
+
+def test_a_column_of_lists_has_no_fields(tmp_path: Path, make: Any) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([{"turns": [{"text": "x"}], "id": 1}]), path)
+    with pytest.raises(SourceError, match=r"no field 'turns.text'; fields here: id, turns"):
+        make({"d": DomainSpec(parquet=(path,), text="turns.text")})

@@ -61,3 +61,16 @@ def test_a_class_that_derives_other_shapes_is_refused_in_words() -> None:
     widths = {"hidden": 45, "ffn": 40, "attention": 5}
     with pytest.raises(RunError, match=r"gpt2: it derives \(135, 45\)|gpt2: it derives"):
         stock(config, widths, GPT2)
+
+
+def test_a_field_that_the_sources_class_does_not_read_is_not_carried() -> None:
+    """A file may state more than its class reads: here a window, which Llama has not."""
+    stray = {"sliding_window": 8, "use_sliding_window": True, "layer_types": ["sliding"] * 3}
+    own = {**tiny().config.to_dict(), **stray}
+    config = stock(own, {**SAME, "hidden": 47}).skeleton.config
+    assert config.model_type == "mistral" and config.sliding_window is None
+    assert getattr(config, "layer_types", None) is None
+    assert (config.eos_token_id, config.bos_token_id) == (own["eos_token_id"], own["bos_token_id"])
+    read = tiny(model_type="mistral", sliding_window=8).config.to_dict()
+    config = stock({**read, "hidden_size": 48}, SAME).skeleton.config
+    assert config.sliding_window == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -180,3 +181,20 @@ def test_a_shape_that_transformers_cannot_build_is_named():
     other = {**shape, "num_hidden_layers": 1, "attn_implementation": "flash_attention_2"}
     with pytest.raises(SourceError, match=r"cannot build this model: .*Flash"):  # not installed
         load(ModelSpec(random=True, shape=other))
+
+
+def test_a_window_that_the_class_does_not_read_is_not_that_of_the_cache(hf_folder):
+    """The file of a Llama may state one; with a cache, transformers would generate other text."""
+    file, prompt = hf_folder / "config.json", torch.arange(3, 23)[None]
+    stray = {"sliding_window": 4, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **stray}))
+    found = load(ModelSpec(folder=hf_folder, tokenizer="bytes"))
+    assert not {"sliding_window", "layer_types"} & found.config.keys()
+    model, texts = found.module.eval(), []
+    for cached in (True, False):
+        how = {"do_sample": False, "use_cache": cached, "min_new_tokens": 8, "max_new_tokens": 8}
+        texts.append(model.generate(prompt, **how))
+    assert torch.equal(*texts)
+    state = {**json.loads(file.read_text()), "model_type": "mistral", "layer_types": None}
+    file.write_text(json.dumps({**state, "architectures": ["MistralForCausalLM"]}))
+    assert load(ModelSpec(folder=hf_folder, tokenizer="bytes")).config["sliding_window"] == 4

@@ -56,6 +56,7 @@ def state(folder: Path, **fields: Any) -> None:
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"format": "nvfp4"}, "nvfp4"),
         ("broken", "in an unknown way"),
+        ({}, "in an unknown way"),
     ],
 )
 def test_quantised_weights(hf_folder, fields, words):
@@ -462,3 +463,61 @@ def test_check_imports_neither_torch_nor_transformers(hf_folder):
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "generation_config.json holds no JSON object"),
+        ({"max_new_tokens": "abc"}, "max_new_tokens is 'abc'"),
+        ({"num_beams": -3}, "num_beams is -3"),
+        ({"eos_token_id": [2, 999_999]}, "eos_token_id is [2, 999999]"),
+        ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
+        ({"forced_bos_token_id": 999_999}, "forced_bos_token_id is 999999"),
+    ],
+)
+def test_how_text_is_generated(hf_folder, content, words):
+    """Else the run fails in the proof of its export, after all training."""
+    (hf_folder / "generation_config.json").write_text(json.dumps(content))
+    assert refused(hf_folder, words).fix
+    (hf_folder / "generation_config.json").unlink()
+    state(hf_folder, eos_token_id=999_999)
+    refused(hf_folder, "config.json: eos_token_id is 999999")
+    state(hf_folder, eos_token_id=[0, 1])
+    assert config_of(ModelSpec(folder=hf_folder, tokenizer="bytes"))
+
+
+@pytest.mark.parametrize(
+    "content", [{"num_beams": 4, "num_return_sequences": 9}, {"cache_implementation": "foo"}]
+)
+def test_what_transformers_refuse_is_named_by_its_file(hf_folder, content):
+    (hf_folder / "generation_config.json").write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=r"generation_config\.json cannot be used") as caught:
+        load(ModelSpec(folder=hf_folder, tokenizer="bytes"))
+    assert "remove the file" in str(caught.value.fix)
+
+
+def test_files_that_are_no_objects(hf_folder):
+    (hf_folder / "tokenizer_config.json").write_text("[]")
+    refused(hf_folder, "tokenizer_config.json holds no JSON object", "copy that file again")
+
+
+def test_a_tensor_in_two_files(hf_folder):
+    tensors = load_file(hf_folder / "model.safetensors")
+    names = [*tensors]
+    parts = {"one.safetensors": names[:3], "two.safetensors": names[2:]}
+    for file, some in parts.items():
+        save_file({name: tensors[name] for name in some}, hf_folder / file, {"format": "pt"})
+    (hf_folder / "model.safetensors").unlink()
+    table = {name: file for file, some in parts.items() for name in some}
+    index = hf_folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    refused(hf_folder, f"{names[2]} is stored twice, in one.safetensors and in two.safetensors")
+    index.write_text(json.dumps({"weight_map": table}))
+    refused(hf_folder, "has no `metadata`", 'add "metadata"')
+    index.unlink()
+    refused(hf_folder, "model.safetensors is missing, and model.safetensors.index.json", "one.safe")
+    for file in parts:
+        (hf_folder / file).unlink()
+    (hf_folder / "pytorch_model.bin").write_bytes(b"")
+    refused(hf_folder, "no safetensors weights", "save_pretrained(OTHER)")

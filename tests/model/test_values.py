@@ -117,6 +117,43 @@ def test_what_no_model_computes_with(field: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("torch_dtype", "float99", "no type of numbers 'float99'"),
+        ("dtype", "fp16", "no type of numbers 'fp16'"),
+        ("rope_scaling", {"type": "su"}, "no rotary positions 'su' for llama"),
+        ("rope_scaling", {"type": "mrope", "mrope_section": [1]}, "no rotary positions 'mrope'"),
+        ("rope_scaling", "linear", "no mapping"),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": "1e4"}, "rope_theta: '1e4' is"),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 0}, "rope_theta: 0 is"),
+        ("rope_scaling", {"type": "linear", "factor": -4.0}, "factor: -4.0 is"),
+        ("rope_parameters", {"full_attention": {"rope_type": "x"}}, "no rotary positions 'x'"),
+        ("rms_norm_eps", -1.0, "no epsilon"),
+    ],
+)
+def test_what_a_file_may_not_state(field: str, value: Any, words: str) -> None:
+    """Else transformers fail with a KeyError, or the first loss is not finite."""
+    with pytest.raises(SourceError, match=words) as found:
+        require_computable({"model_type": "llama", field: value}, "config.json")
+    assert found.value.fix
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "value"),
+    [
+        ("phi3", "rope_scaling", {"type": "su", "long_factor": [1.0], "short_factor": [1.0]}),
+        ("llama", "rope_scaling", {"type": "linear", "factor": 2}),
+        ("llama", "dtype", "float8_e4m3fn"),
+        ("llama", "torch_dtype", "torch.bfloat16"),
+        ("llama", "rms_norm_eps", 0.0),
+        ("gpt_neox", "layer_norm_eps", 1e-5),
+    ],
+)
+def test_what_a_file_may_state(model_type: str, field: str, value: Any) -> None:
+    require_computable({"model_type": model_type, field: value}, "config.json")
+
+
+@pytest.mark.parametrize(
     "shape",
     [
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},

@@ -411,3 +411,18 @@ def test_errors_of_a_mapping_name_the_key(change, what, where, tmp_path, monkeyp
     with pytest.raises(RecipeError) as error:
         load({**yaml.safe_load(RECIPE.replace("3e-4", "0.0003")), **change}, (), registry())
     assert what in error.value.what and error.value.where == where
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("loop.jsonl", "a link that leads nowhere"),
+        ("/dev/zero", "no file: a device"),
+        ("https://example.com/a.jsonl", "This is an address: download it"),
+    ],
+)
+def test_what_is_there_and_no_file(tmp_path, name, hint):
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(RecipeError, match="no file") as error:
+        loaded(tmp_path, RECIPE.replace("[a.txt, b.txt]", name))
+    assert hint in str(error.value.fix) and "did you mean" not in str(error.value)

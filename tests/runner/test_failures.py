@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from effcompress import fault, load_recipe, run, train
 from effcompress.errors import RunError
 from effcompress.runner.run import named
+from tests.conftest import tiny
 from tests.runner.toys import events, recipe
 
 OBS = ["prune.repair=[norm_gain, obs_update]"]
@@ -222,3 +223,14 @@ def test_a_report_that_fails_is_what_the_run_failed_of(
     with pytest.raises(RuntimeError, match="no page"):
         run(loaded, output=tmp_path / "out")
     assert [e["status"] for e in events(tmp_path / "out", "end")] == ["success"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_source_that_is_not_finite_is_named_by_its_weight(tmp_path: Path, value: float) -> None:
+    model, folder = tiny(vocab_size=258), tmp_path / "source"
+    dict(model.named_parameters())["model.layers.1.mlp.up_proj.weight"].data[0, 0] = value
+    model.save_pretrained(folder)
+    sets = [f"model={{folder: {folder}, tokenizer: bytes}}"]
+    with pytest.raises(RunError, match=r"not finite: model\.layers\.1\.mlp\.up_proj") as caught:
+        run(load_recipe(recipe(tmp_path), sets), output=tmp_path / "out")
+    assert "from its source again" in str(caught.value.fix)

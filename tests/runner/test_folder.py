@@ -126,3 +126,22 @@ def test_the_name_of_a_recipe_may_hold_what_yaml_takes_for_the_end_of_a_line(tmp
     (out / "config.json").touch()
     assert check_folder(loaded, out, resume=True)
     assert check_folder(load_recipe(out / RESOLVED), out, resume=True)
+
+
+@pytest.mark.parametrize("output", ["loop", "loop/run"])
+def test_a_link_that_leads_to_itself(tmp_path: Path, output: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(RecipeError, match="cannot be made") as refused:
+        run(load_recipe(recipe(tmp_path)), output=tmp_path / output)
+    assert "--output" in str(refused.value.fix)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "plans.jsonl", "report.html", NAME])
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
+    """Else the run fails where it writes that file: the report, after all training."""
+    out = begun(tmp_path, pid=GONE)
+    (out / name).unlink(missing_ok=True)
+    (out / name).mkdir()
+    with pytest.raises(RecipeError, match="this is a folder") as refused:
+        check_folder(load_recipe(tmp_path / "toy.yaml"), out, resume=True)
+    assert refused.value.where == str(out / name) and "Move it away" in str(refused.value.fix)

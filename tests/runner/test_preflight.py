@@ -74,6 +74,9 @@ def test_processes_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.Mon
         ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE is '0'"),
         ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is 'two'"),
         ({"WORLD_SIZE": "9" * 5000, "RANK": "0"}, "WORLD_SIZE is '999"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "ssh"}, "MASTER_PORT is 'ssh'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "99999"}, "MASTER_PORT is '99999'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "-1"}, "MASTER_PORT is '-1'"),
     ],
 )
 @pytest.mark.parametrize("command", ["check", "run"])
@@ -217,6 +220,18 @@ def test_a_gpu_that_is_not_here_is_missed_before_torch_is_imported(
     with pytest.raises(RecipeError, match="torch sees no GPU here"):
         run(loaded, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_recipe(toy(tmp_path))
+    for place in ("toy.yaml", "toy.yaml/inside"):
+        monkeypatch.setenv("EFFCOMPRESS_CACHE", str(tmp_path / place))
+        with pytest.raises(SourceError, match=r"cache folder cannot be made: .*no folder") as error:
+            preflight(loaded, offline=False)
+        assert "EFFCOMPRESS_CACHE" in str(error.value.fix)
+    monkeypatch.setenv("EFFCOMPRESS_CACHE", str(tmp_path / "new" / "cache"))
+    preflight(loaded, offline=False)
+    assert not (tmp_path / "new").exists()
 
 
 LONG = "word " * 40

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from effcompress import load_recipe, run
 from effcompress.cli.signals import SIGNALS, stop_on_signals
 from effcompress.errors import RecipeError, RunError, Stopped
+from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.report.gather import gather
 from effcompress.report.words import status
 from effcompress.runner import run as run_room
@@ -56,6 +58,27 @@ def test_outside_of_the_loop_it_stops_at_once() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert caught.value.exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_within_a_library_is_no_failure_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A tokenizer that cannot be loaded is wrong input; one whose loading was stopped is not."""
+    words = tmp_path / "words"
+    ByteTokenizer().save(words)
+    stopping = Stopping()
+
+    def loading(*_given: Any, **_more: Any) -> None:
+        stopping.request(signal.Signals[name])
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", loading)
+    sets = [f"model.tokenizer={words}", "model.shape.vocab_size=258"]
+    loaded = load_recipe(recipe(tmp_path), sets)
+    with pytest.raises(Stopped) as caught:
+        run(loaded, output=tmp_path / "out", stopping=stopping)
+    assert caught.value.exit_code == {"SIGTERM": 0, "SIGINT": 130}[name]
+    assert [e["status"] for e in events(tmp_path / "out", "end")] == ["stopped"]
 
 
 def test_in_the_loop_it_waits_and_a_second_request_does_not() -> None:
