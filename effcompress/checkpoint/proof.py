@@ -240,6 +240,10 @@ def in_fresh_process(
             "TRANSFORMERS_VERBOSITY": "error",
             # The folder's class is copied here, so that no earlier version of it is imported.
             "HF_MODULES_CACHE": str(Path(work, "modules")),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            # Threads of short operations spin while they wait: on a busy machine three quarters of
+            # all processor time.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode != 0 or not target.exists():

@@ -38,7 +38,10 @@ after which they give up.
 _SHORT = 1.0
 """Seconds before the others look for heartbeats: most decisions are made sooner."""
 _BEATS, _DONE, _ENDED = "effcompress/beats", "effcompress/done", "effcompress/ended"
+_FAILED = "effcompress/failed"
 """Counters in the store of the process group."""
+_GONE = ("peer", "Broken pipe")
+"""Words of gloo's errors when another process has closed its connections."""
 _UNSHARDED = "_effcompress_unsharded"
 """Attribute of an FSDP2 module that keeps whole gradients between micro-batches."""
 LAST_WORDS = 60.0
@@ -299,13 +302,13 @@ def joined() -> Iterator[World]:
         ) from error
     try:
         yield world
-    except RuntimeError as error:  # errors of effcompress are not RuntimeErrors
-        if not isinstance(error, dist.DistError) and "peer" not in str(error):
+    except BaseException as error:
+        if world.main:
+            with suppress(Exception):  # the others may wait for it: ``_wait_for_main``
+                _get_default_store().add(_FAILED, 1)
+        if (known := stopped_elsewhere(error, size)) is None:
             raise
-        raise RunError(
-            f"another of the {size} processes of this run stopped",
-            fix="See what it printed. Once that is mended, --resume continues.",
-        ) from error
+        raise known from error
     finally:
         if _heart is not None:
             _heart.over.set()
@@ -314,6 +317,20 @@ def joined() -> Iterator[World]:
         # Destroying the group holds this lock and joins these threads: without a pause, a deadlock.
         time.sleep(LET_GO)
         dist.destroy_process_group()
+
+
+def stopped_elsewhere(error: BaseException, size: int) -> RunError | None:
+    """Returns the RunError for a collective that failed because another of ``size`` processes is
+    gone; None for any other error.
+    """
+    # Errors of effcompress are not RuntimeErrors.
+    gone = isinstance(error, RuntimeError) and any(words in str(error) for words in _GONE)
+    if size == 1 or not (gone or isinstance(error, dist.DistError)):
+        return None
+    return RunError(
+        f"another of the {size} processes of this run stopped",
+        fix="See what it printed. Once that is mended, --resume continues.",
+    )
 
 
 def _gpu(place: Place, count: int) -> int:
@@ -363,13 +380,18 @@ def _at_work() -> Iterator[None]:
 
 
 def _wait_for_main() -> None:
-    """Waits until rank 0 has done its work. Raises RunError when it sends no heartbeats."""
+    """Waits until rank 0 has done its work. Raises RunError when it has failed before that, or
+    sends no heartbeats.
+    """
     # Not by `store.wait`: torch writes a warning whenever that times out.
     store, turn = _get_default_store(), next(_turns)
     started = heard = time.monotonic()
     beats = -1
     while store.add(_DONE, 0) < turn:  # adding nothing reads
         now = time.monotonic()
+        if now - started > _SHORT and store.add(_FAILED, 0):
+            what = "process 0, which works for all, has failed"
+            raise RunError(what, fix="See what it printed; --resume continues.")
         if now - started > _SHORT and (seen := store.add(_BEATS, 0)) != beats:
             beats, heard = seen, now
         if now - heard > SILENCE:
@@ -397,8 +419,13 @@ def _summed(_state, bucket):  # no annotations: torch inspects them, and here th
     return futures[-1].then(lambda _: total)
 
 
-def _told(error: Exception | Stopped) -> EffcompressError | Stopped:
-    """Returns the error to broadcast: others than our own become a RunError, as not all pickle."""
-    if isinstance(error, EffcompressError | Stopped):
+def _told(error: Exception | Stopped) -> Exception | Stopped:
+    """Returns the error to broadcast: our own, and Python's for a full disk or too little memory,
+    which callers name. Others become a RunError, as not all pickle.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return MemoryError(str(error))
+    system = isinstance(error, OSError | MemoryError) and type(error).__module__ == "builtins"
+    if system or isinstance(error, EffcompressError | Stopped):
         return error
     return RunError(f"another process failed: {error!r}")

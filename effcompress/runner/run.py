@@ -13,7 +13,7 @@ import torch
 from effcompress import checkpoint, fault, processes, report
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
-from effcompress.distributed.world import World, joined
+from effcompress.distributed.world import World, joined, stopped_elsewhere
 from effcompress.errors import EffcompressError, RunError, Stopped
 from effcompress.estimate.positions import warn_of_positions
 from effcompress.estimate.schedule import stage_at
@@ -172,7 +172,7 @@ def _recorded(
         if world.main:
             report.write(folder)
     except BaseException as error:
-        known = named(error, log.doing, recipe)
+        known = stopped_elsewhere(error, world.size) or named(error, log.doing, recipe)
         # Whatever else fails now (a full disk, a closed record) must not hide what failed first.
         with contextlib.suppress(Exception):
             status = "stopped" if isinstance(error, Stopped) else "failed"

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -107,6 +108,29 @@ def test_every_answer_counts(
         return
     with pytest.raises(RunError, match=says):
         prove(tmp_path, model, tokens(2, 10))
+
+
+@pytest.mark.fresh_process
+@pytest.mark.parametrize("policy", ["", "ACTIVE"])
+def test_the_fresh_process_has_as_many_threads_and_they_wait_without_spinning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """Spinning ones took a busy machine's time three times over; a user's own policy stays."""
+    given: dict[str, str] = {}
+
+    def started(command: list[str], *, env: dict[str, str], **_how: Any) -> CompletedProcess[str]:
+        given.update(env)
+        return CompletedProcess(command, 1, "", "as far as it goes")
+
+    monkeypatch.setattr(proof.subprocess, "run", started)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    with pytest.raises(RunError, match="as far as it goes"):
+        FRESH(tmp_path, tokens(2, 10), "stock")
+    assert given["OMP_NUM_THREADS"] == "3"
+    assert given["OMP_WAIT_POLICY"] == (policy or "PASSIVE")
 
 
 def test_a_process_that_has_the_package_is_no_fresh_one(tmp_path: Path) -> None:

@@ -422,6 +422,16 @@ def test_one_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
         assert (whole / file).read_bytes() == (hurt / file).read_bytes(), file
 
 
+def test_the_record_says_that_another_process_is_gone(tmp_path: Path) -> None:
+    """In the words of the error, not in those of gloo's connections."""
+    job = {"recipe": recipe(tmp_path), "output": tmp_path / "out", "dies": 3, "bare": True}
+    code, said = together([job], tmp_path)
+    assert code != 0
+    (end,) = events(tmp_path / "out", "end")
+    assert end["status"] == "failed" and "gloo" not in said.partition("Traceback")[0]
+    assert end["reason"].startswith("another of the 2 processes of this run stopped")
+
+
 @pytest.mark.parametrize("mode", ["replicate", "shard"])
 def test_what_happens_to_one_is_everyones(tmp_path: Path, mode: str) -> None:
     """One is asked to stop, so both do, at the same step; one computes what is no number, so both
