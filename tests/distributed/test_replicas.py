@@ -15,6 +15,7 @@ from effcompress.estimate.communication import unequal
 from effcompress.estimate.forecast import Launch, plan
 from effcompress.spec import DistributedSpec
 from tests.distributed.test_two_processes import (
+    MIXTURE,
     OBS,
     ONCE,
     assert_same_weights,
@@ -169,15 +170,46 @@ def test_plan_counts_what_they_hold(tmp_path: Path) -> None:
     assert half["evaluation"] == sharded["evaluation"]
 
 
-def test_calibration_and_a_refit_by_two_times_two(tmp_path: Path) -> None:
-    """Sums over sequences are over all processes, sums over rows within a replica."""
-    path, one, four = recipe(tmp_path), tmp_path / "one", tmp_path / "four"
-    sets = [*ONCE, "prune.criterion=taylor", "prune.refit=least_squares", "train.tokens=640"]
-    sets += ["prune.measure.refit_sequences=10", "export.form=exact"]
-    run(load_recipe(path, sets), output=one)
-    job = {"recipe": path, "output": four, "set": [*sets, *REPLICAS]}
-    code, said = together([job], tmp_path, processes=4)
+INNER = "prune.space=[{name: attention}, {name: ffn}]"
+ALONE = [*ONCE, "train=null", "prune.repair=[]", "export.form=exact"]
+FOURS = {
+    "refit": [
+        *(*ONCE, "prune.criterion=taylor", "prune.refit=least_squares", "train.tokens=640"),
+        *("prune.measure.refit_sequences=10", "export.form=exact"),
+    ],
+    # Three processes are one short; two have none.
+    "masks": [*ALONE, "prune.criterion=mask_fisher", INNER, "prune.measure.sequences=5"],
+    "few": [
+        *(*ALONE, "prune.criterion=block_influence", "prune.space=[layer]"),
+        *("prune.target={shape: {layer: 1}}", "prune.measure.sequences=2"),
+    ],
+    "inputs": [
+        *(*ALONE, "prune.criterion=wanda", INNER, "prune.measure.propagate=true"),
+        "sparsify={method: sparsegpt, sparsity: 50%, sequences: 3}",
+    ],
+    "experts": [
+        *(*ALONE, MIXTURE, "prune.space=[expert]", "prune.target={shape: {expert: 3}}"),
+        *("prune.criterion=ean", "prune.repair=[novice]", "prune.measure.sequences=5"),
+    ],
+}
+
+
+def test_calibration_by_four(tmp_path: Path) -> None:
+    """Sums over sequences are over all processes, sums over rows within a replica. As one process:
+    two replicas of two shards, and four shards.
+    """
+    path, jobs = recipe(tmp_path), []
+    for name, sets in FOURS.items():
+        run(load_recipe(path, sets), output=tmp_path / f"one_{name}")
+        for mode, how in {"replicas": REPLICAS, "shards": SHARD}.items():
+            job = {"recipe": path, "output": tmp_path / f"{mode}_{name}", "set": [*sets, *how]}
+            if mode == "replicas" or name in ("masks", "experts"):
+                jobs.append({**job, "bare": name != "refit"})
+    code, said = together(jobs, tmp_path, processes=4)
     assert code == 0, said
-    assert plans(one) == plans(four)
-    assert losses(four) == pytest.approx(losses(one), abs=1e-4)
-    assert_same_weights(one, four)
+    for job in jobs:
+        four = job["output"]
+        one = tmp_path / f"one_{four.name.partition('_')[2]}"
+        assert plans(one) == plans(four) != [], four.name
+        assert losses(four) == pytest.approx(losses(one), abs=1e-4), four.name
+        assert_same_weights(one, four)

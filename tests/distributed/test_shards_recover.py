@@ -71,6 +71,15 @@ def test_recovery_and_tasks(tmp_path: Path, cache: Path) -> None:
     ]
     code, said = together(jobs, tmp_path)
     assert code == 0, said
+    # Two replicas of two shards; the toy tasks have fewer batches than processes.
+    path, sets = cases["distilled"]
+    four = {"recipe": path, "output": tmp_path / "four_distilled", "bare": True}
+    replicas = [*CUT, *sets, *SHARD, "distributed.replicas=2"]
+    code, said = together([{**four, "set": replicas}], tmp_path, processes=4)
+    assert code == 0, said
+    assert objectives(tmp_path / "four_distilled") == pytest.approx(
+        objectives(tmp_path / "one_distilled"), abs=1e-4
+    )
     for name in cases:
         one, two = tmp_path / f"one_{name}", tmp_path / f"two_{name}"
         assert plans(one) == plans(two), name
@@ -82,6 +91,6 @@ def test_recovery_and_tasks(tmp_path: Path, cache: Path) -> None:
             assert before["generation"] == after["generation"]
             for domain, found in before["domains"].items():
                 assert after["domains"][domain]["loss"] == pytest.approx(found["loss"], abs=1e-4)
-    folders = [tmp_path / f"{number}_distilled" for number in ("one", "two")]
+    folders = [tmp_path / f"{number}_distilled" for number in ("one", "two", "four")]
     scores = [[e["tasks"] for e in events(folder, "evaluation")] for folder in folders]
-    assert len(scores[0]) == 2 and scores[0] == scores[1]
+    assert len(scores[0]) == 2 and scores[0] == scores[1] == scores[2]

@@ -381,8 +381,10 @@ def test_experts_are_those_chosen_alone(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("mode", ["replicate", "shard"])
-def test_resumed_by_two_and_by_one(tmp_path: Path, mode: str) -> None:
-    """From a checkpoint of two: by two bit for bit, by one within rounding."""
+def test_resumed_by_two_by_one_and_by_four(tmp_path: Path, mode: str) -> None:
+    """From a checkpoint of two: by two bit for bit, by one and, of rows, by four within
+    rounding.
+    """
     path = recipe(tmp_path)
     sets = [*OBS, "save={every: 4, keep: 50, keep_after: 50}", f"distributed.mode={mode}"]
     whole = tmp_path / "whole"
@@ -391,12 +393,16 @@ def test_resumed_by_two_and_by_one(tmp_path: Path, mode: str) -> None:
     held = sorted(f.name for f in (whole / "checkpoints/step-00000008").glob("*.safetensors"))
     rows = [f"rows-0000{rank}-of-00002.safetensors" for rank in (0, 1)]
     assert held == [*(rows if mode == "shard" else []), "tensors.safetensors"]
-    for name in ("by_two", "by_one"):
+    for name in ("by_two", "by_one", "by_four"):
         folder = tmp_path / name
         folder.mkdir()
         for file in ("recipe.yaml", "recipe.resolved.yaml", "metrics.jsonl", "plans.jsonl"):
             shutil.copy(whole / file, folder / file)
         shutil.copytree(whole / "checkpoints/step-00000008", folder / "checkpoints/step-00000008")
+    if mode == "shard":
+        more = {"recipe": path, "output": tmp_path / "by_four", "set": sets, "resume": True}
+        code, said = together([{**more, "bare": True}], tmp_path, processes=4)
+        assert code == 0, said
     job = {"recipe": path, "output": tmp_path / "by_two", "set": sets, "resume": True}
     code, said = together([job], tmp_path)
     assert code == 0, said
@@ -405,8 +411,9 @@ def test_resumed_by_two_and_by_one(tmp_path: Path, mode: str) -> None:
         assert (whole / file).read_bytes() == (tmp_path / "by_two" / file).read_bytes(), file
     for kind in ("step", "cut", "commit", "evaluation"):
         assert repeatable(events(whole, kind)) == repeatable(events(tmp_path / "by_two", kind))
-    assert plans(whole) == plans(tmp_path / "by_one")
-    assert losses(tmp_path / "by_one") == pytest.approx(losses(whole), abs=1e-4)
+    for name in ("by_one", *(["by_four"] if mode == "shard" else [])):
+        assert plans(whole) == plans(tmp_path / name), name
+        assert losses(tmp_path / name) == pytest.approx(losses(whole), abs=1e-4), name
 
 
 def test_one_that_dies_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
