@@ -201,7 +201,7 @@ def _each_row(found: list[dict[str, str]]) -> list[list[dict[str, str]]]:
 
 def _table_row(row: list[dict[str, str]], names: list[str], dense: float) -> str:
     drawn = [float(line["mean"]) for line in row]
-    draws = f"{min(drawn):.2f} to {max(drawn):.2f}" if len(drawn) > 1 else "one"
+    draws = f"{len(drawn)}: {min(drawn):.2f} to {max(drawn):.2f}" if len(drawn) > 1 else "1"
     draws = "no text" if row[0]["row"] in NO_TEXT else draws
     draws = draws if row[0]["seed"] else "earlier version"
     cells = " | ".join(f"{_over(row, name):.2f}" for name in names)
