@@ -25,7 +25,7 @@ from torch import _dynamo as dynamo
 from effcompress import load_recipe, run, train
 from effcompress.cli.signals import stop_on_signals
 from effcompress.distributed.world import joined
-from effcompress.errors import EffcompressError
+from effcompress.errors import EffcompressError, Stopped
 from effcompress.runner import run as story
 
 
@@ -48,7 +48,7 @@ def main(path: Path) -> int:
             try:
                 with stop_on_signals() as stopping:
                     run(loaded, output=Path(job["output"]), resume=resume, stopping=stopping)
-            except EffcompressError as error:
+            except (EffcompressError, Stopped) as error:
                 failed += 1
                 print(f"process {os.environ['RANK']}: {error}", file=sys.stderr)
     return min(failed, 1)
