@@ -274,7 +274,7 @@ def _unwritten(folder: Path, step: int, error: Exception) -> RunError:
     return RunError(
         f"the checkpoint of step {step} cannot be written: {error}",
         where=str(folder),
-        fix="Free some space, then continue with --resume from the checkpoint before.",
+        fix="Free some space, or take away what is in the way, then continue with --resume.",
     )
 
 
