@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from effcompress.data.chat import ANSWERING
 from effcompress.data.folder import PARTS
 from effcompress.data.look import stored
 from effcompress.data.sources import (
@@ -23,7 +24,6 @@ from effcompress.data.tokens import CHUNK_CHARACTERS, side_of
 from effcompress.errors import SourceError, short
 from effcompress.spec import DataSpec, DomainSpec
 
-ANSWERING = "assistant"
 READ = 4 << 20
 """Bytes that are read of a domain's files, and again of its validation files."""
 TEMPLATE = 1 << 14

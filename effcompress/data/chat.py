@@ -12,6 +12,8 @@ from effcompress.errors import SourceError
 
 Turn = Mapping[str, str]
 """A message: its ``role`` and its ``content``."""
+ANSWERING = "assistant"
+"""The role whose messages are learned."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNREAD = ("tool_calls", "function_call", "audio", "images")
 """Keys of a message that say something beside its content."""
@@ -88,7 +90,7 @@ def written(turns: Sequence[Turn], tokenizer: Writer, where: str) -> tuple[str, 
         whole = tokenizer.render(turns, generation=False)
         spans: list[Span] = []
         for n, turn in enumerate(turns):
-            if turn["role"] != "assistant":
+            if turn["role"] != ANSWERING:
                 continue
             answered = tokenizer.render(turns[: n + 1], generation=False)
             if n:
