@@ -91,6 +91,14 @@ class Plugin:
     """Of a family: whether it is used in place of a built-in declaration."""
     tries: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     """Of a refit: knob -> the values that ``auto`` tries."""
+    only_where: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of a criterion: statistic -> the knob without which it is not needed."""
+
+    def knowing(self, knobs: Mapping[str, Any]) -> Plugin:
+        """Returns the plugin without the statistics that it does not need with these knobs."""
+        idle = {name for name, knob in self.only_where.items() if not knobs[knob]}
+        kept = {name: s for name, s in self.statistics.items() if name not in idle}
+        return replace(self, statistics=kept)
 
     @property
     def summary(self) -> str:
@@ -298,16 +306,18 @@ class Registry:
         *,
         replaces: bool = False,
         tries: Mapping[str, Sequence[float]] | None = None,
+        only_where: Mapping[str, str] | None = None,
     ) -> Plugin:
         """Reads the signature and keeps the function.
 
         Raises PluginError: an input that cannot be injected, a missing type of a knob, a name that
-        another function has, or values to try (``tries``) that are none.
+        another function has, values to try (``tries``) that are none, or a condition
+        (``only_where``) that names no statistic or no knob which is true or false.
         """
         where = _where(function)
         needs, knobs = _contract(kind, function, f"{kind} '{name}'", where)
         plugin = Plugin(kind, name, function, needs, knobs, paper, where, replaces=replaces)
-        plugin = _trying(plugin, tries or {})
+        plugin = replace(_trying(plugin, tries or {}), only_where=dict(only_where or {}))
         if companion is not None:
             plugin = replace(plugin, companion=_companion(plugin, companion))
         old = self._plugins[kind].get(name)
@@ -344,6 +354,7 @@ class Registry:
         found = {n: known[n] for n in asked if n in known and n not in inputs_of(plugin.kind)}
         plugin = replace(plugin, statistics=found)
         _require_one_source(plugin)
+        _require_conditions(plugin)
         return plugin
 
     def get(self, kind: str, name: str) -> Plugin:
@@ -426,7 +437,6 @@ def _decorator(kind: str) -> Callable[..., Decorator]:
     return named
 
 
-criterion = _decorator("criterion")
 reduction = _decorator("reduction")
 statistic = _decorator("statistic")
 hessian = _decorator("hessian")
@@ -436,6 +446,22 @@ rotation = _decorator("rotation")
 mixture = _decorator("mixture")
 constraint = _decorator("constraint")
 allocation = _decorator("allocation")
+
+
+def criterion(
+    name: str, *, paper: str = "new", only_where: Mapping[str, str] | None = None
+) -> Decorator:
+    """Registers a function as the criterion ``name``; ``paper`` is its source.
+
+    ``only_where``: statistic -> a knob of type bool. Where a recipe leaves the knob false, the
+    statistic is not measured, and the function gets None for it.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        REGISTRY.add("criterion", name, function, paper, only_where=only_where)
+        return function
+
+    return register
 
 
 def refit(
@@ -603,6 +629,18 @@ def _require_one_source(plugin: Plugin) -> None:
     if what:
         said = f"{plugin.kind} '{plugin.name}': {what}"
         raise PluginError(said, where=plugin.where, fix=fix)
+
+
+def _require_conditions(plugin: Plugin) -> None:
+    """Raises PluginError for a condition (``only_where``) that can decide nothing."""
+    switches = [name for name, knob in plugin.knobs.items() if knob.annotation is bool]
+    for statistic, knob in plugin.only_where.items():
+        if statistic not in plugin.statistics:
+            said = f"measures '{statistic}' only with a knob, which is no statistic that it takes"
+            raise plugin.error(said, did_you_mean(statistic, plugin.statistics))
+        if knob not in switches:
+            said = f"measures '{statistic}' only with '{knob}', which is no knob of type bool"
+            raise plugin.error(said, did_you_mean(knob, switches))
 
 
 def _evaluate(annotation: Any, function: Callable[..., Any], what: str, where: str) -> Any:

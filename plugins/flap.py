@@ -38,12 +38,14 @@ def input_fluctuation(
     return fluctuation, mean, n
 
 
-@criterion("flap", paper="arXiv:2312.11983, eq. 5 and 7")
+@criterion(
+    "flap", paper="arXiv:2312.11983, eq. 5 and 7", only_where={"input_fluctuation": "compat"}
+)
 def flap(
     weight: Tensor,
     input_variance: Tensor,
     input_norm: Tensor,
-    input_fluctuation: Tensor,
+    input_fluctuation: Tensor | None,
     kind: str,
     positions: int,
     *,
@@ -58,7 +60,10 @@ def flap(
     ``metric``: WIFV as above, IFV the variance alone, WIFN ``|w| norm(x)``, mean over outputs.
     ``compat``: the running estimate of the authors' code in place of the variance.
     """
-    spread = input_fluctuation if compat else input_variance
+    spread = input_variance
+    if compat:
+        assert input_fluctuation is not None, "it is measured where `compat` is true"
+        spread = input_fluctuation
     if metric == "IFV":
         value = spread.clone()
     elif metric == "WIFV":

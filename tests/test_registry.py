@@ -151,3 +151,42 @@ def test_values_to_try_are_those_of_a_knob(tries: dict, said: str, fix: str) -> 
     with pytest.raises(PluginError, match=said) as error:
         Registry().add("refit", "tuned", tuned, "new", tries=tries)
     assert fix in str(error.value)
+
+
+def peak(x, state):
+    """The largest input so far."""
+    return x if state is None else x.maximum(state)
+
+
+def careful(weight, peak, *, careful: bool = False, level: float = 1.0):
+    """Takes a statistic that only one of its ways needs."""
+    return weight if peak is None else weight * peak
+
+
+def test_a_statistic_that_only_one_way_needs() -> None:
+    registry = Registry()
+    registry.add("statistic", "peak", peak, "new")
+    only = {"peak": "careful"}
+    plugin = registry.add("criterion", "careful", careful, "new", only_where=only)
+    assert list(plugin.knowing({"careful": True, "level": 1.0}).of_inputs) == ["peak"]
+    rest = plugin.knowing({"careful": False, "level": 1.0})
+    assert rest.of_inputs == {} and rest.needs == ("weight", "peak") and not rest.reads_inputs
+
+
+@pytest.mark.parametrize(
+    ("only_where", "said", "fix"),
+    [
+        ({"peek": "careful"}, "'peek' only with a knob, which is no statistic", "'peak'"),
+        ({"weight": "careful"}, "'weight' only with a knob, which is no statistic", ""),
+        ({"peak": "cautious"}, "'cautious', which is no knob of type bool", ""),
+        ({"peak": "level"}, "'level', which is no knob of type bool", "'careful'"),
+    ],
+)
+def test_a_condition_that_can_decide_nothing(
+    only_where: dict[str, str], said: str, fix: str
+) -> None:
+    registry = Registry()
+    registry.add("statistic", "peak", peak, "new")
+    with pytest.raises(PluginError, match=said) as error:
+        registry.add("criterion", "careful", careful, "new", only_where=only_where)
+    assert fix in str(error.value)

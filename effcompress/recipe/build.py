@@ -55,8 +55,9 @@ class Builder:
         given = {"name": value} if isinstance(value, str) else value
         plugin = self.registry.get(kind, given["name"])
         self._note((*key, "name"), written_at=key)
-        knobs = plugin.knobs.values()
-        return Bound(plugin, {k.name: self._field(given, k, k.annotation, key) for k in knobs})
+        declared = plugin.knobs.values()
+        knobs = {k.name: self._field(given, k, k.annotation, key) for k in declared}
+        return Bound(plugin.knowing(knobs), knobs)
 
     def _field(
         self, given: Mapping[str, Any], field: dataclasses.Field[Any] | Knob, as_: Any, key: Key

@@ -158,3 +158,21 @@ def test_a_comparison_measures_once(tmp_path: Path, passes: list[int]) -> None:
     here([path, other], tmp_path / "out", overrides=["prune.schedule={name: once, at: 0}"])
     assert len(passes) == 1
     assert len([*(tmp_path / "out" / MEASUREMENTS).iterdir()]) == 1
+
+
+def test_a_statistic_that_a_knob_asks_for_is_measured_then(
+    tmp_path: Path, passes: list[int]
+) -> None:
+    """FLAP as its authors' code computes it needs one more than FLAP as published."""
+    (path,), shared = recipes(tmp_path, "taylor"), tmp_path / "shared"
+    compat = ["prune.criterion={name: flap, compat: true}", *FLAP[1:]]
+    asked = [load(path, sets).recipe.prune for sets in (FLAP, compat)]
+    assert [[*prune.saliency.plugin.of_inputs] for prune in asked if prune] == [
+        [],
+        ["input_fluctuation"],
+    ]
+    cut(path, tmp_path / "published", *FLAP, shared=shared)
+    cut(path, tmp_path / "code", *compat, shared=shared)
+    assert len(passes) == 2
+    cut(path, tmp_path / "again", *compat, SMALLER, shared=shared)
+    assert len(passes) == 2
