@@ -20,6 +20,7 @@ from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.runner.preflight import preflight
 from tests.conftest import FAMILIES, shape, tiny
 from tests.contract.zoo import config_of, sources
+from tests.model.test_suitability import multimodal
 from tests.runner.toys import recipe
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -77,6 +78,74 @@ def empty(tensors: dict[str, Tensor]) -> None:
 def compiled(tensors: dict[str, Tensor]) -> None:
     for name in [*tensors]:
         tensors[f"_orig_mod.{name}"] = tensors.pop(name)
+
+
+def headless(tensors: dict[str, Tensor]) -> None:
+    for name in [*tensors]:
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
+    tensors.pop("lm_head.weight", None)
+
+
+def rewarding(tensors: dict[str, Tensor]) -> None:
+    tensors["score.weight"] = tensors.pop("lm_head.weight")[:1].clone()
+
+
+def valued(tensors: dict[str, Tensor]) -> None:
+    tensors["v_head.summary.weight"] = torch.ones(1, 48)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (headless, "lm_head.weight is missing"),
+        (rewarding, "lm_head.weight is missing"),
+        (valued, "v_head.summary.weight is stored, and config.json has no place for it"),
+    ],
+)
+def test_models_without_a_head_or_with_that_of_another_task(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], None], words: str
+) -> None:
+    folder = folder_of(tiny("gqa_untied", vocab_size=WORDS), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert words in refused(folder)
+
+
+def test_a_tied_model_without_a_head_has_one(tmp_path: Path) -> None:
+    """Its class adds the prefix to the names, and ties the head."""
+    folder = folder_of(tiny(vocab_size=WORDS), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    headless(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    preflight(loaded(folder), offline=False)
+
+
+def test_files_without_tensors(tmp_path: Path) -> None:
+    folder = folder_of(tiny(vocab_size=WORDS), tmp_path / "model")
+    save_file({}, folder / "model.safetensors", {"format": "pt"})
+    assert "holds no tensors" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda name: name.replace("model.layers", "model.blocks"), "own"),
+        (lambda name: "" if "layers.1.mlp.up_proj" in name else name, "up_proj.weight is missing"),
+    ],
+)
+def test_the_text_model_of_a_multimodal_one(
+    tmp_path: Path, change: Callable[[str], str], words: str
+) -> None:
+    folder = tmp_path / "model"
+    multimodal("llava", folder)
+    ByteTokenizer().save(folder)
+    preflight(loaded(folder), offline=False)
+    tensors = {change(name): t for name, t in load_file(folder / "model.safetensors").items()}
+    tensors.pop("", None)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    said = refused(folder)
+    assert words in said and ("get_text_config()" in said) == (words == "own")
 
 
 @pytest.mark.parametrize(
