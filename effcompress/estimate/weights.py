@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from effcompress.errors import SourceError
-from effcompress.model.classes import ignores_stored
+from effcompress.model.classes import ignores_stored, renames
 from effcompress.model.lineage import is_pruned
 from effcompress.model.multimodal import text_name
 from effcompress.model.source import config_of, label_of, outer_of, stored_tensors
@@ -39,7 +39,9 @@ def require_fitting(loaded: LoadedRecipe) -> None:
     where = f"{loaded.where('model.folder' if spec.folder else 'model.hub')}: {label_of(spec)}"
     if (outer := outer_of(spec)) is not None:
         stored = {own: how for name, how in stored.items() if (own := text_name(name))}
-        if not any(name.startswith("model.layers.") for name in stored):
+        parts = {name.split(".")[1] for name in stored if _LAYER.search(name)}
+        kind = str(config["model_type"])
+        if not any(part == "layers" or renames(kind, f"{part}.") for part in parts):
             what = f"'{outer}' stores the layers of its text model under names of its own"
             raise SourceError(what, where=where, fix=extract(outer))
     elif prefix := _prefix(axes.shapes, {*stored}):

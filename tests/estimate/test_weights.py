@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import load_recipe
 from effcompress.errors import SourceError
+from effcompress.estimate import weights
 from effcompress.estimate.weights import require_fitting
+from effcompress.model.classes import renames
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.runner.preflight import preflight
 from tests.conftest import FAMILIES, shape, tiny
@@ -196,3 +198,21 @@ def refused(folder: Path) -> str:
         preflight(loaded(folder), offline=False)
     assert caught.value.fix and len(str(caught.value).splitlines()) <= 3
     return str(caught.value)
+
+
+def test_layers_that_the_class_of_the_text_model_renames() -> None:
+    assert renames("nemotron_h", "backbone.") and not renames("llama", "backbone.")
+    assert not renames("nemotron_h", "blocks.")
+
+
+def test_a_text_model_whose_layers_are_renamed_is_taken(tmp_path: Path, monkeypatch: Any) -> None:
+    """As that of Nemotron H Omni, whose class of text reads `backbone`."""
+    folder = tmp_path / "model"
+    multimodal("llava", folder)
+    ByteTokenizer().save(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name.replace("model.layers", "model.backbone"): t for name, t in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "under names of its own" in refused(folder)
+    monkeypatch.setattr(weights, "renames", lambda kind, part: part == "backbone.")
+    preflight(loaded(folder), offline=False)
