@@ -631,6 +631,8 @@ class TextTokenizer(Protocol):
 
     stop_id: int | None
     """What ends an answer when the model generates."""
+    unknown_id: int | None
+    """The token for what the vocabulary cannot spell."""
     special: Mapping[int, str]
     """Special tokens: id -> how a text would spell it."""
     template: str | None

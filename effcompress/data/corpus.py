@@ -24,6 +24,7 @@ from effcompress.data.stream import (
     rows_of,
     shuffled,
     stacked,
+    unmarked,
     window_bos,
     windows_of,
 )
@@ -41,6 +42,10 @@ ALL = 1 << 62
 """Tokens: more than there are."""
 HASHED_AT_ONCE = 1 << 22
 """Tokens, or hashes of documents: bounds memory."""
+
+
+UNKNOWN, LOOKED_AT = 0.05, 1 << 20
+"""Fraction of unknown text that is warned of, and the tokens of a domain that are looked at."""
 
 
 class DomainSummary(TypedDict):
@@ -304,6 +309,8 @@ def prepare(
         for part, rows in (("train", train), ("heldout", heldout)):
             for remark in _unlearned(name, store, part, rows) if asked[part] else ():
                 notice(remark)
+            if asked[part] and (said := _unknown(name, tokenizer, part, rows.tokens)):
+                notice(said)
             if not rows.count and (part == "train" or asked[part]):
                 raise too_short(name, own, part, len(rows.tokens), spec)
         if train.count < (due := math.floor(fraction * samples)):
@@ -354,6 +361,28 @@ def _unlearned(name: str, store: TokenStore, part: str, rows: Sequenced) -> Iter
         where=sources.address(name),
         fix="make data.sequence_length longer than the prompts, or shorten `prompt`",
     )
+
+
+def _unknown(name: str, tokenizer: TextTokenizer, part: str, tokens_T: np.ndarray) -> str:
+    """Returns a warning where much of the text is a token for what the vocabulary cannot spell, of
+    which nothing can be learned or measured. Raises SourceError where all of it is.
+    """
+    if tokenizer.unknown_id is None:
+        return ""
+    ids_T, trained_T = unmarked(np.asarray(tokens_T[:LOOKED_AT], dtype=np.int64))
+    ends = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
+    text_T = ids_T[trained_T & ~np.isin(ids_T, ends)]
+    blind = int((text_T == tokenizer.unknown_id).sum())
+    if not blind or blind < UNKNOWN * len(text_T):
+        return ""
+    if blind == len(text_T):
+        raise SourceError(
+            f"all {blind:,} {PARTS[part]} tokens are the one for unknown text",
+            where=sources.address(name),
+            fix="name a tokenizer that knows this script, or another text",
+        )
+    share = f"{blind / len(text_T):.0%} of its {PARTS[part]} tokens are the one for unknown text"
+    return f"domain '{name}': {share}: the tokenizer does not know this script"
 
 
 def _sequences(

@@ -83,7 +83,9 @@ class TokenStore:
         }
         text = json.dumps(facts, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        self.folder = TokenFolder(cache / "tokens" / self.key, facts, tuple(self._sources))
+        # As the manifest will hold them: of a tuple, JSON makes a list.
+        kept = json.loads(text)
+        self.folder = TokenFolder(cache / "tokens" / self.key, kept, tuple(self._sources))
 
     def ensure(self, train: int, heldout: int, talk: Talk) -> None:
         """Tokenises until there are ``train`` and ``heldout`` tokens or the source is exhausted. A

@@ -26,6 +26,8 @@ def continuation(
     ids = tokenizer.encode([prompt])[0]
     if bos and tokenizer.bos_id is not None:
         ids = [tokenizer.bos_id, *ids]
+    if not ids:  # an empty prompt, or one that the tokenizer cannot spell
+        ids = [next((i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None), 0)]
     device = next(module.parameters()).device
     training = module.training
     module.eval()

@@ -11,7 +11,7 @@ from effcompress.export.forms import Form
 from effcompress.export.weights import piece_of
 from effcompress.model.integrity import read_object, tagged
 from effcompress.model.multimodal import with_text
-from effcompress.model.whole import copy_beside, parts_of_whole, text_shapes
+from effcompress.model.whole import copy_beside, parts_of_whole, shapes_of_whole
 from effcompress.types import Config, Fields
 
 
@@ -44,7 +44,7 @@ def require_taken(made: Form, before: Config, source: Path) -> Fields:
     """Returns the configuration of the whole with the text model ``made`` in it.
 
     Raises RunError naming the first parameter of which the class of the whole wants another shape:
-    some derive widths that the text model alone has as fields.
+    some derive widths that the text model alone has as fields, or widths of other parts from it.
     """
     outer, skeleton = read_object(source / "config.json") or {}, made.skeleton
     after: Any = skeleton.config
@@ -52,7 +52,8 @@ def require_taken(made: Form, before: Config, source: Path) -> Fields:
     kind, where = str(config["model_type"]), str(source)
     fix = "Write `multimodal: text` under export, or leave what it refuses out of prune.space."
     try:
-        wanted = text_shapes(config)
+        wanted, others = shapes_of_whole(config)
+        were = shapes_of_whole(outer)[1]
     except Exception as error:  # classes refuse in many ways
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         what = f"'{kind}' refuses the pruned text model: {first}"
@@ -61,5 +62,9 @@ def require_taken(made: Form, before: Config, source: Path) -> Fields:
         there = wanted.get(name)
         if name.startswith("model.") and there != shape:
             what = f"'{kind}' derives {there} for {name}, the pruned text model has {shape}"
+            raise RunError(what, where=where, fix=fix)
+    for name, shape in were.items():
+        if (there := others.get(name)) != shape:
+            what = f"'{kind}' derives {there} for {name} from the text model, and it has {shape}"
             raise RunError(what, where=where, fix=fix)
     return config

@@ -199,6 +199,17 @@ def ignores_stored(model_type: str) -> bool:
 
 
 @functools.cache
+def renames(model_type: str, part: str) -> bool:
+    """Whether the names of a model's stored weights may hold ``part`` (``backbone.``), which its
+    class renames when it loads them.
+    """
+    file = _root() / "conversion_mapping.py"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    table = text.partition(f'\n        "{model_type}": [\n')[2].partition("\n        ],")[0]
+    return f'"{part}"' in table
+
+
+@functools.cache
 def has_padding_row(model_type: str) -> bool:
     """Whether a model's embedding keeps the row of its padding token at zero."""
     return bool(_PADDED.search(_modelling(model_type)))

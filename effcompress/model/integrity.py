@@ -266,6 +266,9 @@ def _headers(folder: Path) -> Mapping[str, Tensors]:
             fix='add "metadata": {} beside its weight_map',
         )
     found = {name: read_header(folder / name) for name in sorted(wanted)}
+    if not any(found.values()):
+        what = f"{min(wanted)} holds no tensors"
+        raise SourceError(what, where=str(folder), fix=_AGAIN)
     _require_once(folder, found)
     return found
 

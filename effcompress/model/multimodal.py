@@ -54,13 +54,32 @@ def text_of(config: Config) -> Fields | None:
     defaults, names = fields_of(kind) or {}, (*family.required, "num_key_value_heads", "head_dim")
     stated = {name: defaults[name] for name in names if defaults.get(name) is not None}
     how = {k: config[k] for k in ("quantization_config",) if k in config}
-    fields = {**stated, **how, **inner, "tie_word_embeddings": _tied(config, inner)}
+    tied = {"tie_word_embeddings": _tied(config, inner)}
     if kind == inner.get("model_type"):
-        return fields
+        return {**stated, **how, **inner, **tied}
+    fields = {**stated, **how, **_left_out(inner, defaults), **inner, **tied}
     always = dict(_ALWAYS.get(str(inner.get("model_type")), {}))
     part = always.pop("partial_rotary_factor", None)  # where no file states it
     ropes = {key: _one_position(fields.get(key), part) for key in _ROPES}
     return {**fields, **always, "model_type": kind, **ropes}
+
+
+def _left_out(inner: Config, known: Config) -> Fields:
+    """What a text model's file leaves out, for a class with the fields ``known`` and other
+    defaults: those of the text model's own configuration.
+    """
+    own = fields_of(str(inner.get("model_type"))) or {}
+    fields = {
+        name: value
+        for name, value in own.items()
+        if name in known and (value is not None or name.endswith("_token_id"))
+    }
+    if "default_theta" in own:
+        fields["rope_theta"] = own["default_theta"]
+    if "head_dim" in known and "head_dim" not in own:
+        width, heads = ({**own, **inner}[k] for k in ("hidden_size", "num_attention_heads"))
+        fields["head_dim"] = width // heads if isinstance(heads, int) and heads > 0 else None
+    return fields
 
 
 def _inner(config: Config) -> Config | None:

@@ -16,7 +16,9 @@ from effcompress.model.classes import (
     has_padding_row,
     has_position_table,
     is_known,
+    mentions,
 )
+from effcompress.model.families import find_family
 from effcompress.model.integrity import (
     Tensors,
     opened,
@@ -74,13 +76,14 @@ def require_causal(config: Config, where: str) -> None:
     for key in _WRAPPED:
         if isinstance(inner := config.get(key), Mapping):
             text = str(inner.get("model_type", "llama"))
-            alone = f"save it by itself and name that folder: {EXTRACT}"
             none = f"name another model: transformers have no language model of '{text}' by itself"
+            how = "that is not found inside it"
+            if find_family(text) is None:
+                how = "of an architecture that is not declared"
             raise SourceError(
-                f"{said} wraps a text model (`{key}`: {text}) of an architecture that is not "
-                "declared",
+                f"{said} wraps a text model (`{key}`: {text}) {how}",
                 where=where,
-                fix=alone if text in causal_models() else none,
+                fix=extract(kind) if text in causal_models() else none,
             )
     if is_pruned(config) or "auto_map" in config or not is_known(kind):
         return
@@ -96,6 +99,17 @@ def require_causal(config: Config, where: str) -> None:
         )
 
 
+def extract(kind: str) -> str:
+    """What to do to get the text model of a multimodal model of the type ``kind`` by itself."""
+    # Of some classes it is a causal language model, not a decoder with a head beside it.
+    whole = mentions(kind, "language_model = AutoModelForCausalLM")
+    return f"save it by itself and name that folder: {EXTRACT_WHOLE if whole else EXTRACT}"
+
+
+EXTRACT_WHOLE = (
+    "m = AutoModelForImageTextToText.from_pretrained(FOLDER); "
+    "m.language_model.save_pretrained(TEXT)"
+)
 EXTRACT = (
     "m = AutoModelForImageTextToText.from_pretrained(FOLDER); "
     "t = AutoModelForCausalLM.from_config(m.config.get_text_config()); "

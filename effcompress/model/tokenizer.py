@@ -37,6 +37,7 @@ class HFTokenizer:
         self.eos_id: int | None = backend.eos_token_id if separator is None else separator
         self.vocab_size: int = len(backend)
         self.stop_id: int | None = backend.eos_token_id
+        self.unknown_id: int | None = _unknown(backend)
         added = backend.added_tokens_decoder.items()
         self.special: Mapping[int, str] = {i: token.content for i, token in added if token.special}
         template = backend.chat_template  # a dictionary where there are several
@@ -120,6 +121,7 @@ class ByteTokenizer:
     eos_id: int | None = 257
     adds_bos = False
     stop_id: int | None = 257
+    unknown_id: int | None = None
     vocab_size = 258
     largest = (257, EOS)
     special: Mapping[int, str] = {256: BOS, 257: EOS}
@@ -161,6 +163,14 @@ class ByteTokenizer:
             tokenizer_object=rust, bos_token=BOS, eos_token=EOS, split_special_tokens=True
         )
         _save(backend, folder)
+
+
+def _unknown(backend: Any) -> int | None:
+    """The id of the token for what the vocabulary cannot spell; where another token has the role
+    of EOS or BOS, too, a text is not known to have been unknown.
+    """
+    found: int | None = backend.unk_token_id
+    return None if found in (backend.bos_token_id, backend.eos_token_id) else found
 
 
 def _save(backend: Any, folder: Path) -> None:

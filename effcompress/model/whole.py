@@ -1,5 +1,6 @@
 """The class and the weights of a multimodal model, into which its text model is put back."""
 
+import copy
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,20 +20,29 @@ _BESIDE = ("*processor*.json", "chat_template.*", "generation_config.json")
 """Files of a source that go with it as they are: what prepares images and conversations."""
 
 
-def text_shapes(config: Config) -> Shapes:
-    """Returns parameter -> shape of the text model in a multimodal one with this configuration, as
-    the text model alone names them, without the output matrix.
+def shapes_of_whole(config: Config) -> tuple[Shapes, Shapes]:
+    """Returns parameter -> shape of a multimodal model with this configuration: of its text model,
+    as that alone names them, without the output matrix; and of all other parts.
 
     Raises whatever its class raises that does not accept the configuration.
     """
-    fields = {key: value for key, value in config.items() if key != "model_type"}
+    # Some classes take keys out of the mappings that they are given.
+    fields = copy.deepcopy({key: value for key, value in config.items() if key != "model_type"})
     built = AutoConfig.for_model(str(config["model_type"]), **fields)
     with quietly(), torch.device("meta"):
         whole: Any = AutoModelForImageTextToText.from_config(built)
     decoder = whole.get_decoder()
     # Llama 4's is a causal language model itself.
     root = "" if hasattr(decoder, "lm_head") else "model."
-    return {f"{root}{name}": tuple(p.shape) for name, p in decoder.named_parameters()}
+    text = {f"{root}{name}": tuple(p.shape) for name, p in decoder.named_parameters()}
+    inner = {id(p) for p in (*decoder.parameters(), *_head(whole))}
+    others = {name: tuple(p.shape) for name, p in whole.named_parameters() if id(p) not in inner}
+    return text, others
+
+
+def _head(whole: Any) -> Iterable[Tensor]:
+    head = whole.get_output_embeddings()
+    return () if head is None else head.parameters()
 
 
 def parts_of_whole(source: Path, text: Iterable[str]) -> tuple[dict[str, str], dict[str, Tensor]]:

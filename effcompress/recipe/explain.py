@@ -81,7 +81,11 @@ def _unknown(it: Violation, document: Document, schema: Schema) -> Words:
         return f"{dotted(it.key)}: {plugin} has no knob '{word}'", fix
     mark = document.mark(it.key)
     typed = mark.given.partition("=")[0].strip() if mark.file is None else ""
-    return f"unknown key {typed or dotted(it.key)}", suggest_key(it.key, known, schema, typed)
+    if not word:
+        return f"a key of {dotted(it.key[:-1])} is empty", suggest_key(it.key, known, schema, typed)
+    return f"unknown key {short(typed or dotted(it.key))}", suggest_key(
+        it.key, known, schema, typed
+    )
 
 
 def _missing(it: Violation) -> Words:
@@ -121,7 +125,9 @@ def _out_of_range(it: Violation) -> Words:
     guess = quantity.nearest(it.value) if is_number else None
     what = f"{dotted(it.key)} is {short(str(it.value))}, but must be "
     what += f"{_BOUND_WORDS[it.rule]} {it.expected}"
-    return what, f"Did you mean {guess}?" if guess else it.help
+    bounds = [f"{word} {it.schema[k]}" for k, word in _BOUND_WORDS.items() if k in it.schema]
+    within = f"Write a number that is {' and '.join(bounds)}."
+    return what, f"Did you mean {guess}?" if guess else it.help or within
 
 
 def _bad_text(it: Violation) -> Words:
@@ -131,7 +137,8 @@ def _bad_text(it: Violation) -> Words:
         # A name: replace the characters that are not allowed by dashes.
         mended = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", it.value)).strip(".-")
         mended = mended[:100]
-        guess, example = mended if re.search(it.expected, mended) else None, "E.g. my-run."
+        guess = mended if re.search(it.expected, mended) else None
+        example = "E.g. my-run." if "letters" in it.schema["patternErrorMessage"] else it.help
     wanted = it.schema["patternErrorMessage"]
     what = f"{dotted(it.key)} is '{short(it.value)}', but must be {wanted}"
     if it.key[-1] == it.value:
@@ -160,7 +167,7 @@ def _wrong_type(it: Violation) -> Words:
     if kinds == ["string"] and flat:
         return what, f"Put it in quotes: '{short(it.written or str(value))}'."
     padded = isinstance(value, str) and re.fullmatch(r"0+([1-9][0-9]{,17})", value)
-    return what, f"Did you mean {padded[1]}?" if padded else it.help
+    return what, f"Did you mean {padded[1]}?" if padded else it.help or f"Write {words}."
 
 
 def _with_quantities(rule: str) -> Callable[..., Iterator[ValidationError]]:

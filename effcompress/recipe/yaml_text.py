@@ -35,7 +35,8 @@ _INTS, _FLOATS = _TAG + "int", _TAG + "float"
 _NO_TAG, _MERGES = "Write it without a tag ('!...').", "E.g. `<<: *anchor`."
 
 _WORDS = (
-    ("'\\t'", "a tab indents this line", "Indent with spaces: YAML takes no tabs."),
+    ("'\\t'", "a tab begins a word or indents this line", "Use spaces: YAML takes no tabs here."),
+    ("special characters", "a character that no text holds", "Save the recipe as plain UTF-8."),
     (
         "mapping values are not allowed",
         "a ':' that YAML cannot place",
@@ -64,6 +65,11 @@ class _Loader(yaml.SafeLoader):
     def at_line(self, node: yaml.Node) -> Mark:
         return Mark(self.file, node.start_mark.line + 1, self.given)
 
+    def named(self, at: Key) -> str:
+        """The key of a value, for error messages: behind that of ``--set``."""
+        given = self.given.partition("=")[0].strip()
+        return dotted((given, *at)) if given else dotted(at)
+
     def written(self, node: yaml.Node) -> str | None:
         return node.value if isinstance(node, yaml.ScalarNode) else None
 
@@ -88,14 +94,15 @@ class _Loader(yaml.SafeLoader):
     def read(self, node: yaml.Node, at: Key, above: tuple[yaml.Node, ...] = ()) -> Any:
         """The value of a node. ``above``: the nodes that it lies in."""
         if node in above:
-            raise self._error(node, f"{dotted(at)} contains itself", None)
+            said = f"{self.named(at)} contains itself"
+            raise self._error(node, said, "Write the values out, without this alias.")
         above = (*above, node)
         self.level = len(above)
         self._bounded(self.at_line(node))
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, at)
         if node.tag not in (_TAG + "map", _TAG + "seq"):
-            raise self._error(node, f"{dotted(at)} has the type {node.tag}", _NO_TAG)
+            raise self._error(node, f"{self.named(at)} has the type {node.tag}", _NO_TAG)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, at, above)
         for i, item in enumerate(node.value):
@@ -106,7 +113,7 @@ class _Loader(yaml.SafeLoader):
         """A plain value. Raises RecipeError: a tag that the text does not fit, a number that is too
         long or that YAML versions read differently, text that no file or process takes.
         """
-        text, name = node.value, dotted(at)
+        text, name = node.value, self.named(at)
         fits = self.resolve(yaml.ScalarNode, text, (True, False))
         if node.tag == _OCTAL:
             sign, base = text[: text[0] in "+-"], 8 if "o" in text else 10
@@ -142,7 +149,7 @@ class _Loader(yaml.SafeLoader):
             key, mark = self._name(name, at), self.at_line(name)
             mark = replace(mark, written=self.written(value))
             if key in own:
-                what = f"{dotted((*at, key))} is written twice"
+                what = f"{self.named((*at, key))} is written twice"
                 fix = f"Keep this one or the one on line {own[key].line}."
                 raise RecipeError(what, where=mark.where, fix=fix)
             own[key] = self.lines[(*at, key)] = mark
@@ -163,7 +170,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, str):
                 return key
             has = has if node.tag == _OCTAL else kind(key)
-        what = f"a key of {dotted(at)} is {has}"
+        what = f"a key of {self.named(at)} is {has}"
         raise self._error(node, what, f"Keys are text; write it in quotes: '{written}':")
 
 
@@ -208,7 +215,10 @@ def parse(text: str, file: Path | None, given: str = "") -> Document:
     try:
         loader = _Loader(text, file, given)
         node = loader.get_single_node()
-        return Document(None if node is None else loader.read(node, ()), loader.lines)
+        if node is None:
+            return Document(None, loader.lines)
+        loader.lines[()] = replace(loader.lines[()], written=loader.written(node))
+        return Document(loader.read(node, ()), loader.lines)
     except RecipeError:
         raise
     except (yaml.YAMLError, ValueError) as error:
@@ -248,7 +258,9 @@ def _in_words(error: Exception, text: str) -> tuple[str, int, str | None]:
     """What is wrong, on which line (from 0 on), and what to do."""
     if not isinstance(error, yaml.MarkedYAMLError):
         problem = str(getattr(error, "reason", error)).splitlines()[0]
-        return problem, text.count("\n", 0, getattr(error, "position", 0)), None
+        line = text.count("\n", 0, getattr(error, "position", 0))
+        known = ((words, line, fix) for sign, words, fix in _WORDS if sign in problem)
+        return next(known, (problem, line, None))
     problem = error.problem or error.context or "not YAML"
     mark = error.problem_mark or error.context_mark
     line = mark.line if mark else 0

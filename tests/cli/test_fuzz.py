@@ -206,3 +206,21 @@ def test_negative_damping_is_refused(
     assert (
         ended.value.code == 2 and "damp is -0.1, but must be at least 0" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("prune.space.1.minimum=0", "Write a number that is at least 1"),
+        ("prune.space.1.minimum=null", "Write a whole number."),
+        ("prune.space.1.skip_layers=null", "Write a list."),
+    ],
+)
+def test_a_knob_without_a_text_of_help_is_refused_with_what_to_write(
+    folder: Path, capsys: pytest.CaptureFixture[str], override: str, fix: str
+) -> None:
+    path = folder / "knobs.yaml"
+    path.write_text(json.dumps(put(RECIPE, ("prune", "space"), ["ffn", {"name": "attention"}])))
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(path), "--set", override])
+    assert ended.value.code == 2 and fix in capsys.readouterr().err

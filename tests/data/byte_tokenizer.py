@@ -18,6 +18,7 @@ class ByteTokenizer:
     eos_id: int | None = 2
     vocab_size = 259
     stop_id: int | None = 2
+    unknown_id: int | None = None
     template: str | None = None
     special: ClassVar[dict[int, str]] = {1: "<s>", 2: "</s>"}
 

@@ -27,6 +27,16 @@ ROWS = [{"q": f"what is {i}?", "hint": "easy", "a": f"answer {i * 7}"} for i in 
 PROMPT = "### {q} ({hint})\n"
 
 
+def test_prompts_are_tokenised_once(tmp_path, make):
+    """The next run reads the cache: what determines its content is the same as JSON."""
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    spec = DomainSpec(jsonl=(path,), text="a", prompt=PROMPT, holdout=0.2)
+    for _ in range(2):
+        make({"d": spec}, train_tokens=64)
+    assert not [notice for notice in make.notices if "rebuilding" in notice]
+
+
 def test_prompts_are_marked_in_every_format(tmp_path, make):
     jsonl, parquet = tmp_path / "x.jsonl", tmp_path / "x.parquet"
     jsonl.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -242,3 +242,29 @@ def test_progress_ends_at_one(make, jsonl, texts, monkeypatch):
     shares = [share for _, share in seen]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+@pytest.mark.parametrize(("strange", "said"), [(2, ""), (20, "% of its"), (200, "all ")])
+def test_text_that_the_tokenizer_cannot_spell(make, jsonl, texts, strange, said):
+    """What is unknown becomes one token, which is soon predicted: nothing is learned of the text,
+    and its perplexity is good.
+    """
+
+    class Blind(ByteTokenizer):
+        unknown_id = 5
+
+        def encode(self, texts):
+            return [
+                [5] * len(x) if "strange" in x else ids
+                for x, ids in zip(texts, super().encode(texts), strict=True)
+            ]
+
+    documents = [*texts(200 - strange), *texts(strange, "strange")]
+    spec = DomainSpec(jsonl=(jsonl("x.jsonl", documents),), holdout=0.2)
+    if said == "all ":
+        with pytest.raises(SourceError, match=r"all .* training tokens .* unknown text"):
+            make({"d": spec}, Blind())
+        return
+    make({"d": spec}, Blind())
+    warned = [notice for notice in make.notices if "unknown text" in notice]
+    assert bool(warned) == bool(said) and all(said in notice for notice in warned)

@@ -15,11 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import load_recipe
 from effcompress.errors import SourceError
+from effcompress.estimate import weights
 from effcompress.estimate.weights import require_fitting
+from effcompress.model.classes import renames
 from effcompress.model.tokenizer import ByteTokenizer
 from effcompress.runner.preflight import preflight
 from tests.conftest import FAMILIES, shape, tiny
 from tests.contract.zoo import config_of, sources
+from tests.model.test_suitability import multimodal
 from tests.runner.toys import recipe
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -79,6 +82,74 @@ def compiled(tensors: dict[str, Tensor]) -> None:
         tensors[f"_orig_mod.{name}"] = tensors.pop(name)
 
 
+def headless(tensors: dict[str, Tensor]) -> None:
+    for name in [*tensors]:
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
+    tensors.pop("lm_head.weight", None)
+
+
+def rewarding(tensors: dict[str, Tensor]) -> None:
+    tensors["score.weight"] = tensors.pop("lm_head.weight")[:1].clone()
+
+
+def valued(tensors: dict[str, Tensor]) -> None:
+    tensors["v_head.summary.weight"] = torch.ones(1, 48)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (headless, "lm_head.weight is missing"),
+        (rewarding, "lm_head.weight is missing"),
+        (valued, "v_head.summary.weight is stored, and config.json has no place for it"),
+    ],
+)
+def test_models_without_a_head_or_with_that_of_another_task(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], None], words: str
+) -> None:
+    folder = folder_of(tiny("gqa_untied", vocab_size=WORDS), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert words in refused(folder)
+
+
+def test_a_tied_model_without_a_head_has_one(tmp_path: Path) -> None:
+    """Its class adds the prefix to the names, and ties the head."""
+    folder = folder_of(tiny(vocab_size=WORDS), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    headless(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    preflight(loaded(folder), offline=False)
+
+
+def test_files_without_tensors(tmp_path: Path) -> None:
+    folder = folder_of(tiny(vocab_size=WORDS), tmp_path / "model")
+    save_file({}, folder / "model.safetensors", {"format": "pt"})
+    assert "holds no tensors" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda name: name.replace("model.layers", "model.blocks"), "own"),
+        (lambda name: "" if "layers.1.mlp.up_proj" in name else name, "up_proj.weight is missing"),
+    ],
+)
+def test_the_text_model_of_a_multimodal_one(
+    tmp_path: Path, change: Callable[[str], str], words: str
+) -> None:
+    folder = tmp_path / "model"
+    multimodal("llava", folder)
+    ByteTokenizer().save(folder)
+    preflight(loaded(folder), offline=False)
+    tensors = {change(name): t for name, t in load_file(folder / "model.safetensors").items()}
+    tensors.pop("", None)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    said = refused(folder)
+    assert words in said and ("get_text_config()" in said) == (words == "own")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -127,3 +198,21 @@ def refused(folder: Path) -> str:
         preflight(loaded(folder), offline=False)
     assert caught.value.fix and len(str(caught.value).splitlines()) <= 3
     return str(caught.value)
+
+
+def test_layers_that_the_class_of_the_text_model_renames() -> None:
+    assert renames("nemotron_h", "backbone.") and not renames("llama", "backbone.")
+    assert not renames("nemotron_h", "blocks.")
+
+
+def test_a_text_model_whose_layers_are_renamed_is_taken(tmp_path: Path, monkeypatch: Any) -> None:
+    """As that of Nemotron H Omni, whose class of text reads `backbone`."""
+    folder = tmp_path / "model"
+    multimodal("llava", folder)
+    ByteTokenizer().save(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name.replace("model.layers", "model.backbone"): t for name, t in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "under names of its own" in refused(folder)
+    monkeypatch.setattr(weights, "renames", lambda kind, part: part == "backbone.")
+    preflight(loaded(folder), offline=False)

@@ -60,6 +60,7 @@ def test_continuation_is_greedy_and_repeatable() -> None:
     model, tokenizer = tiny(vocab_size=258), ByteTokenizer()
     one = continuation(model, tokenizer, "abc", 8, bos=True)
     assert one == continuation(model, tokenizer, "abc", 8, bos=True)
+    assert len(continuation(model, tokenizer, "", 8, bos=False)) > 0  # no token to begin with
     row = [tokenizer.bos_id, *tokenizer.encode(["abc"])[0]]
     start = len(row)
     model.requires_grad_(False)

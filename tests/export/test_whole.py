@@ -66,6 +66,26 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
             "vision_config": QWEN_SEES,
         },
     ),
+    "idefics2": (
+        "Idefics2",
+        {
+            **{"text_config": {**TEXT, "model_type": "mistral"}, "vision_config": SEEN},
+            "perceiver_config": {
+                **{"resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2},
+                **{"resampler_head_dim": 8, "num_key_value_heads": 2, "hidden_size": 32},
+            },
+        },
+    ),
+    "qwen2_vl": (
+        "Qwen2VL",
+        {
+            "text_config": {**TEXT, "model_type": "qwen2_vl_text", "rope_parameters": MROPE},
+            "vision_config": {
+                **{"depth": 2, "embed_dim": 16, "mlp_ratio": 2, "num_heads": 2},
+                **{"hidden_size": 32, "patch_size": 14},
+            },
+        },
+    ),
     "gemma4": (
         "Gemma4",
         {
@@ -157,6 +177,8 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 SHAPES = {
+    "idefics2": {"attention": 1, "layer": 2},  # ffn: a part beside it has that width
+    "qwen2_vl": {"ffn": 33, "layer": 2},  # as of Qwen2.5-VL
     "qwen2_5_vl": {"ffn": 33, "layer": 2},  # heads: the class divides hidden by them
     "qwen3_vl": {"ffn": 33, "attention": 1},  # layers: what it sees goes to them by number
     "qwen3_vl_moe": {"attention": 1},
@@ -216,6 +238,30 @@ def test_the_text_model_computes_what_the_whole_does(kind: str, tmp_path: Path) 
     torch.testing.assert_close(logits(text), logits(whole), rtol=0, atol=1e-5)
 
 
+LEFT_OUT = ("rms_norm_eps", "attention_bias", "pad_token_id", "hidden_act", "norm_topk_prob")
+
+
+@pytest.mark.parametrize(
+    "kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe"]
+)
+def test_what_a_text_model_without_a_class_of_its_own_leaves_out(kind: str, tmp_path: Path) -> None:
+    """Files of earlier versions state what differs from the defaults; those are the defaults of
+    the text model's configuration, not of the class that computes the same of text alone.
+    """
+    whole = multimodal(kind, tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    text = config["text_config"]
+    sizes = ("head_dim",) if kind == "glm4v" else ()  # which its class computes
+    for name in (*LEFT_OUT, *sizes):
+        text.pop(name, None)
+    del text["rope_parameters"]["rope_theta"]
+    file.write_text(json.dumps(config))
+    whole = type(whole).from_pretrained(tmp_path, dtype=torch.float32)
+    module = load(ModelSpec(folder=tmp_path, tokenizer="bytes")).module
+    torch.testing.assert_close(logits(module), logits(whole), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_it_is_pruned_and_put_back(kind: str, tmp_path: Path) -> None:
     """In every weight of other parts, and every field of the configuration but those that changed,
@@ -271,6 +317,7 @@ def test_an_older_file_states_the_text_model_beside_the_rest(tmp_path: Path) -> 
         ("gemma3", {"space": "ffn, hidden"}, "other parts write into the hidden channels"),
         ("gemma3", {"more": ", form: exact"}, "text models of stock classes alone"),
         ("qwen3_vl", {"space": "ffn, layer"}, "take what its other parts see by their numbers"),
+        ("idefics2", {}, r"derives \(39, 16\) for model.connector.modality_projection"),
         ("qwen2_5_vl", {"space": "ffn, attention"}, "derives .* for .*self_attn"),
     ],
 )

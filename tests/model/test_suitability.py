@@ -189,6 +189,21 @@ def test_the_text_model_is_got_as_the_error_says(tmp_path):
     assert torch.equal(text.model.layers[0].mlp.up_proj.weight, before)
 
 
+def test_a_text_model_with_its_own_head_is_got_as_the_error_says(tmp_path):
+    """BLIP-2 holds a whole causal language model: nothing has to be put together."""
+    text = {"model_type": "opt", "vocab_size": 258, "hidden_size": 16, "ffn_dim": 16}
+    text |= {"num_hidden_layers": 2, **HEADS, "word_embed_proj_dim": 16}
+    seen = {k: v for k, v in SEEN.items() if k != "projection_dim"}
+    asks = {**SMALL, **HEADS, "encoder_hidden_size": 16}
+    config = transformers.Blip2Config(text_config=text, vision_config=seen, qformer_config=asks)
+    transformers.Blip2ForConditionalGeneration(config).save_pretrained(tmp_path / "both")
+    said = refused(tmp_path / "both", "'blip-2'", "opt) that is not found inside it")
+    code = str(said.fix).partition("folder: ")[2]
+    places = {"FOLDER": str(tmp_path / "both"), "TEXT": str(tmp_path / "text")}
+    exec(code, {**vars_of(transformers), **places})
+    load(ModelSpec(folder=tmp_path / "text", tokenizer="bytes"))
+
+
 def vars_of(library: Any) -> dict[str, Any]:
     names = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
     return {name: getattr(library, name) for name in names}
