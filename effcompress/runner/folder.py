@@ -96,7 +96,7 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
 
     Raises RecipeError: the folder holds something that is no run, or a run that another process
     works on, or a run and ``--resume`` was not given, or the run there was made from a recipe that
-    says something else, or one of the files in it is a link.
+    says something else, or one of the files in it is a link or may not be written.
     """
     stored, fix = folder / RESOLVED, _elsewhere(folder)
     wrong = ""
@@ -112,6 +112,7 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
         else:
             require_free(folder)
             _require_own(folder, fix)
+            _require_writable(folder, fix)
             if begun(folder) and not resume:
                 wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
             elif begun(folder):
@@ -133,6 +134,17 @@ def _require_own(folder: Path, fix: str) -> None:
     if odd := next((name for name in _FILES if (folder / name).is_dir()), None):
         wrong = "this is a folder, and a run writes a file of that name"
         raise RecipeError(wrong, where=str(folder / odd), fix=f"Move it away. {fix}")
+
+
+def _require_writable(folder: Path, fix: str) -> None:
+    """Raises RecipeError for the first file or folder of a run in which a run may not write: it
+    would notice at the end of all training.
+    """
+    held = [folder, *(path for name in WRITTEN if (path := folder / name).exists())]
+    for path in held:
+        if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else os.R_OK)):
+            wrong = "a run writes here, and you may not"
+            raise RecipeError(wrong, where=str(path), fix=f"Change that (chmod, mount). {fix}")
 
 
 def require_free(folder: Path) -> None:

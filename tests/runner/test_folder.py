@@ -145,3 +145,17 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecipeError, match="this is a folder") as refused:
         check_folder(load_recipe(tmp_path / "toy.yaml"), out, resume=True)
     assert refused.value.where == str(out / name) and "Move it away" in str(refused.value.fix)
+
+
+@pytest.mark.parametrize("name", ["out", "checkpoints", "metrics.jsonl", RESOLVED])
+def test_what_may_not_be_written_is_said_before_all_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Else the run fails where it writes there: in the export, after all training."""
+    out, allowed = begun(tmp_path, pid=GONE), os.access
+    (out / "metrics.jsonl").touch()
+    # Tests may run as root, whom no mode stops.
+    monkeypatch.setattr(os, "access", lambda at, how: Path(at).name != name and allowed(at, how))
+    with pytest.raises(RecipeError, match="a run writes here, and you may not") as refused:
+        check_folder(load_recipe(tmp_path / "toy.yaml"), out, resume=True)
+    assert Path(str(refused.value.where)).name == name and "--output" in str(refused.value.fix)
