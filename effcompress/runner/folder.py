@@ -203,12 +203,17 @@ def require_equal(old: Mapping[str, str], new: Mapping[str, str], folder: Path) 
     the run did not have is null there, or as ``BEFORE`` says.
     """
     for key in [*old, *new]:
-        if old.get(key, BEFORE.get(key, "null")) != new.get(key, "null"):
+        was, now = old.get(key, BEFORE.get(key, "null")), new.get(key, "null")
+        if was != now:
+            fix = "Change it back to continue, or start afresh with --output."
+            if was.startswith("/") and now.startswith("/"):  # of a project that was moved
+                fix = f"To continue, let the run find it where it was (ln -s {now} {was}), with "
+                fix += f"{folder / RESOLVED} as the recipe; or start afresh with --output."
             raise RecipeError(
                 f"the recipe changed since this run began: {key} was {old.get(key, 'absent')}, is "
                 f"{new.get(key, 'absent')}",
                 where=str(folder),
-                fix="Change it back to continue, or start afresh with --output.",
+                fix=fix,
             )
 
 
