@@ -5,6 +5,7 @@ The command line prints ``str(error)`` (at most three lines) and exits with ``ex
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -89,8 +90,8 @@ class Stopped(_Shown):
     failure of a library there must not take it for one.
 
     The exit code is 0 after SIGTERM, which job schedulers expect (75 with ``--resume=auto``, which
-    tells a script to start again), and 130 after Ctrl-C, so that a shell does not run what follows
-    ``&&``.
+    tells a script to start again), 130 after Ctrl-C and 129 where the terminal was closed, so that
+    a shell does not run what follows ``&&``.
     """
 
     exit_code = 0
@@ -113,3 +114,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Returns the first line of what an error of a library says; empty where it says nothing."""
     return next(iter(str(error).strip().splitlines()), "")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether the error, or one that caused it, means that no space (or quota) is left.
+
+    Libraries written in Rust report it as text, not as an ``OSError`` with a number.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

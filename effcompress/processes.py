@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -51,6 +52,17 @@ def sweep(folder: Path, name: str) -> None:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(name: str, place: Path | None = None) -> Iterator[Path]:
+    """Makes a folder ``<name>-<pid>-...`` in ``place`` (default: that for temporary files), which
+    is deleted at the end, as are those that killed processes left.
+    """
+    place = Path(tempfile.gettempdir()) if place is None else place
+    sweep(place, name)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-{os.getpid()}-", dir=place) as made:
+        yield Path(made)
 
 
 def cores() -> int:

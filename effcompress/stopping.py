@@ -86,7 +86,7 @@ class Stopping:
     def stopped(name: str, where: str = "") -> Stopped:
         """Returns the error that ends a run after the signal ``name``."""
         error = Stopped(f"by {name}{where}", fix="The same command with --resume goes on.")
-        error.exit_code = 130 if name == "SIGINT" else 0
+        error.exit_code = 0 if name == "SIGTERM" else 128 + signal.Signals[name]
         return error
 
     @staticmethod

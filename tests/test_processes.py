@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from effcompress import processes
 
@@ -41,3 +43,13 @@ def test_nothing_to_end() -> None:
     assert done.wait() == 0 and done.stdout is not None
     processes.end_all([done], 0.0)
     done.stdout.close()
+
+
+def test_a_scratch_folder_goes_and_with_it_those_of_dead_processes(tmp_path: Path) -> None:
+    gone, alive = tmp_path / f"work-{2**22 + 1}-a", tmp_path / f"work-{os.getppid()}-a"
+    gone.mkdir()
+    alive.mkdir()
+    with processes.scratch("work", tmp_path) as made:
+        assert made.is_dir() and made.name.startswith(f"work-{os.getpid()}-")
+        assert not gone.exists() and alive.is_dir()
+    assert [*tmp_path.iterdir()] == [alive]

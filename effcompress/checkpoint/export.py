@@ -44,7 +44,12 @@ def export(
         hashes = write_files(work, pieces, world)
         return Written(world.agree(lambda: _move(work, folder)), hashes)
     except (OSError, ValueError) as error:
-        raise RunError(f"the model cannot be written: {error}", where=str(folder)) from error
+        raise RunError(
+            f"the model cannot be written: {error}",
+            where=str(folder),
+            fix="Free some space, or take away what is in the way; a run then continues with "
+            "--resume.",
+        ) from error
     finally:
         if world.main:
             shutil.rmtree(work, ignore_errors=True)
@@ -74,6 +79,16 @@ def _move(work: Path, folder: Path) -> int:
         target.parent.mkdir(exist_ok=True)  # `additional_chat_templates`
         file.replace(target)
     return size
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether all that ``folder`` holds is what ``export`` left of a model there when its process
+    was killed. Deletes the temporary folder that shows it.
+    """
+    if (folder / "config.json").exists() or not any(folder.glob(f"{EXPORTING}-*")):
+        return False
+    processes.sweep(folder, EXPORTING)
+    return not any(folder.glob(f"{EXPORTING}-*"))  # one that is still there is being written
 
 
 def require_fit(skeleton: nn.Module, given: Shapes) -> None:

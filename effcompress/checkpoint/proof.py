@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from effcompress import processes
 from effcompress.checkpoint import prove as script
 from effcompress.checkpoint.prove import FEW_TOKENS, NEW_TOKENS, Classes
 from effcompress.distributed.world import ALONE, World, needs_all_ranks
-from effcompress.errors import RunError
+from effcompress.errors import RunError, is_disk_full
 
 PROVING = "effcompress-proof"
 BY_LAYERS = "EFFCOMPRESS_PROOF_BYTES"
@@ -227,8 +228,22 @@ def in_fresh_process(
     The only process boundary of a proof: tests that are not about it put `prove.answers` here.
     Raises RunError with the process's last line when it fails.
     """
-    with tempfile.TemporaryDirectory(prefix=f"{PROVING}-{os.getpid()}-") as work:
-        source, target = Path(work, "in.safetensors"), Path(work, "out.safetensors")
+    try:
+        return _asked(folder, ids_BT, classes, most)
+    except (OSError, SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        raise RunError(
+            f"the proof of {folder} has no space for its files",
+            where=tempfile.gettempdir(),
+            fix="Free some space there, or name another folder in TMPDIR; a run then continues "
+            "with --resume.",
+        ) from error
+
+
+def _asked(folder: Path, ids_BT: Tensor, classes: Classes, most: int | None) -> dict[str, Tensor]:
+    with processes.scratch(PROVING) as work:
+        source, target = work / "in.safetensors", work / "out.safetensors"
         save_file({"ids_BT": ids_BT.contiguous()}, source)
         # -I: no environment, no current directory on the path; only what is installed.
         paths = [str(folder), str(source), str(target)]
@@ -239,7 +254,8 @@ def in_fresh_process(
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_VERBOSITY": "error",
             # The folder's class is copied here, so that no earlier version of it is imported.
-            "HF_MODULES_CACHE": str(Path(work, "modules")),
+            "HF_MODULES_CACHE": str(work / "modules"),
+            "TMPDIR": str(work),  # deleted with all the rest, whatever becomes of the process
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
             # Threads of short operations spin while they wait: on a busy machine three quarters of
             # all processor time.
@@ -248,6 +264,8 @@ def in_fresh_process(
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode != 0 or not target.exists():
             lines = ["?", *(line for line in done.stderr.splitlines() if line.strip())]
+            if is_disk_full(OSError(lines[-1])):
+                raise OSError(lines[-1])
             raise did_not_load(folder, lines[-1])
         return {name: t.clone() for name, t in load_file(target).items()}
 

@@ -3,10 +3,13 @@ so that ``--help`` does not wait for them.
 """
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,19 +75,53 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Errors of the package are printed in at most three lines on standard error.
     """
+    _open_streams()
     options = {"debug": False}
     try:
         app(argv, prog_name="effcompress", obj=options)
     except (EffcompressError, Stopped, OSError) as error:
-        if options["debug"]:
-            traceback.print_exception(error)
-        elif not isinstance(error, OSError):
-            who = f"process {process()}: " if process() else ""
-            what = "stopped" if isinstance(error, Stopped) else "error"
-            say("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
-        else:
-            name = f"{short(str(error.filename))}: " if error.filename else ""
-            say(f"error: {name}{error.strerror or error}", err=True)
+        with suppress(OSError):  # standard error may be what failed
+            _print_error(error, debug=options["debug"])
         # A name that no file can have is wrong input, whichever option it came by.
         usual = 2 if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else 1
         sys.exit(usual if isinstance(error, OSError) else error.exit_code)
+    finally:
+        _give_up_streams()
+
+
+def _print_error(error: EffcompressError | Stopped | OSError, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    elif not isinstance(error, OSError):
+        who = f"process {process()}: " if process() else ""
+        what = "stopped" if isinstance(error, Stopped) else "error"
+        say("\n".join(error_lines(error, f"{who}{what}: ")), err=True)
+    else:
+        name = f"{short(str(error.filename))}: " if error.filename else ""
+        say(f"error: {name}{error.strerror or error}", err=True)
+
+
+def _open_streams() -> None:
+    """Opens the standard streams that this process was started without (``2>&-``). Else the next
+    file that is opened has the number of one, and gets what libraries print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _give_up_streams() -> None:
+    """Turns a stream that cannot be written to away from where it led: Python flushes it when it
+    ends, and would make an exit code of its own from a failure.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TextIO, final
+from typing import TYPE_CHECKING, TextIO, cast, final
 
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +24,7 @@ from rich.text import Text
 from effcompress.errors import printable
 from effcompress.record import events
 from effcompress.record.events import Event
+from effcompress.record.lasting import Lasting
 from effcompress.record.readable import clock_time, count
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def make_progress(*, plain: bool = False, stream: TextIO | None = None) -> Progr
     """Returns bars where ``stream`` (by default stderr) is a terminal, plain lines elsewhere or if
     ``plain``, because another view draws on the terminal.
     """
-    out = sys.stderr if stream is None else stream
-    drawn = out.isatty() and os.environ.get("TERM") != "dumb" and not plain
-    return RunsProgress(Console(file=out), drawn=drawn)
+    given = sys.stderr if stream is None else stream
+    drawn = given.isatty() and os.environ.get("TERM") != "dumb" and not plain
+    return RunsProgress(Console(file=cast("TextIO", Lasting(given))), drawn=drawn)
 
 
 @final

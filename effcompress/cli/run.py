@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 AGAIN = 75
 """Exit code of a run that was stopped under ``--resume=auto``: to be started again (EX_TEMPFAIL of
 ``sysexits.h``)."""
+QUIT = 130
+"""Exit code of a run that Ctrl-C stopped: nobody wants it to be started again."""
 _RESUME, _AUTO = "--resume", "--resume=auto"
 
 
@@ -98,7 +100,7 @@ def run(
         with stop_on_signals() as stopping:
             done = run_recipe(loaded, **options, stopping=stopping)
     except Stopped as error:
-        if auto and error.exit_code == 0:
+        if auto and error.exit_code != QUIT:
             error.exit_code = AGAIN
         raise
     if not process():  # rank 0 prints the result

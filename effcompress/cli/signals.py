@@ -1,4 +1,6 @@
-"""The command line's signal handlers: SIGTERM and SIGINT become a request to stop."""
+"""The command line's signal handlers: SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal is closed)
+become a request to stop.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -7,13 +9,14 @@ from types import FrameType
 
 from effcompress.stopping import Stopping, grace
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextmanager
 def stop_on_signals(stopping: Stopping | None = None) -> Iterator[Stopping]:
-    """Forwards SIGTERM and SIGINT to ``stopping`` and puts the former handlers back at the end.
-    Call it in the main thread, the only one that receives signals.
+    """Forwards ``SIGNALS`` to ``stopping`` and puts the former handlers back at the end; a signal
+    that is ignored (SIGHUP under ``nohup``) stays so. Call it in the main thread, the only one that
+    receives signals.
 
     Raises RecipeError when ``EFFCOMPRESS_GRACE`` is not a number of seconds.
     """
@@ -22,7 +25,8 @@ def stop_on_signals(stopping: Stopping | None = None) -> Iterator[Stopping]:
     def handler(number: int, _frame: FrameType | None) -> None:
         stopping.request(number)
 
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield stopping
     finally:

@@ -11,12 +11,15 @@ import typer
 
 from effcompress.answer import Answer, Table
 from effcompress.cli.arguments import AsJson, print_json, say, show
+from effcompress.errors import short
 from effcompress.record.readable import clock_time, count, size
 
 if TYPE_CHECKING:
     from effcompress.record.status import RunStatus
 
 _WIDTH = 80
+LONGEST = 1000
+"""Characters of a warning that are shown: folding a damaged line of megabytes takes minutes."""
 
 
 def status(
@@ -41,7 +44,7 @@ def status(
         print_json(asdict(run))
         return
     rows = (*_process(run), *_training(run), *_safety(run))
-    notes = tuple(f"warning: {text}" for text in run.last_warnings)
+    notes = tuple(f"warning: {short(text, LONGEST)}" for text in run.last_warnings)
     show(Answer({}, (Table(f"{run.name}: {run.state}", ("", ""), rows),), notes), False)
     for line in _command(run.next):  # as it is, however long: it is there to be copied
         say(line)

@@ -1,6 +1,5 @@
 """``effcompress export --as gguf --quantise``: quantised weights, and what they cost."""
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from effcompress import processes
 from effcompress.answer import Answer, Table
 from effcompress.errors import RunError, SourceError, did_you_mean
 from effcompress.export.forms import stock_form
@@ -65,8 +65,8 @@ def quantised(
     """
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=target.parent) as work:
-        plain = Path(work, "plain.gguf")
+    with processes.scratch(".gguf", target.parent) as work:
+        plain = work / "plain.gguf"
         write_plain(plain)
         say(f"quantising to {name}")
         kinds = quantise(plain, target, name)

@@ -210,6 +210,9 @@ def _start(job: Job, variables: Mapping[str, str], offline: bool, measurements: 
         stdout=output,
         stderr=output,
         env={**os.environ, **variables},
+        # Ctrl-C is for this process alone, which tells the others once: told twice, they would end
+        # without a checkpoint.
+        process_group=0,
     )
     return Running(job, process, output, Tail(job.folder / "metrics.jsonl"), time.monotonic())
 

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from effcompress.errors import RunError
 
-FORMAT = 2
+FORMAT = 3
+"""3: hashes of documents take no account of blanks within lines, case and Unicode forms."""
 PARTS = {"train": "training", "heldout": "held-out"}
 """Part -> its name in words."""
 Tokens = NDArray[np.unsignedinteger[Any]]

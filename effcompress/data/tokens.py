@@ -4,6 +4,7 @@ or crash stopped.
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -256,10 +257,11 @@ def side_of(record: Record, holdout: float) -> tuple[str, int]:
 
 
 def text_hash(record: Record) -> int:
-    """Returns a 64-bit hash of a document that is equal for copies: whitespace at the ends of lines
-    and the order of lines do not count.
+    """Returns a 64-bit hash of a document that is equal for copies: how much whitespace there is,
+    the order of lines, case, and which Unicode form a character has do not count.
     """
-    lines = sorted(line.strip() for line in f"{record.prompt}{record.text}".strip().splitlines())
+    text = unicodedata.normalize("NFKC", f"{record.prompt}{record.text}").casefold()
+    lines = sorted(" ".join(line.split()) for line in text.strip().splitlines())
     return _hash("\n".join(lines).encode())
 
 

@@ -1,13 +1,13 @@
 """Writes a model as one gguf file, which llama.cpp reads."""
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf import MODEL_ARCH
 
+from effcompress import processes
 from effcompress.errors import RunError, SourceError
 from effcompress.export.forms import Form, form, stock_form
 from effcompress.model.gguf.architectures import ARCHITECTURES
@@ -22,12 +22,14 @@ from effcompress.record.log import Log
 from effcompress.removal.modules import depth_fields
 from effcompress.types import Config, Shapes, in_layer
 
+_TOKENIZER = "effcompress-tokenizer"
+
 
 def require_words(pruned: PrunedModel, tokenizer: Any) -> None:
     """Raises SourceError for a tokenizer that llama.cpp cannot use, before anything is trained."""
-    with tempfile.TemporaryDirectory(prefix="effcompress-tokenizer-") as words:
-        tokenizer.save(Path(words))
-        read_vocabulary(Path(words), pruned.axes.widths["vocab"], pruned.config)
+    with processes.scratch(_TOKENIZER) as words:
+        tokenizer.save(words)
+        read_vocabulary(words, pruned.axes.widths["vocab"], pruned.config)
 
 
 def add(pruned: PrunedModel, tokenizer: Any, target: Path, dtype: DType, log: Log) -> None:
@@ -61,13 +63,13 @@ def write(pruned: PrunedModel, tokenizer: Any, target: Path, dtype: DType, name:
     if why := why_not(pruned.config):
         raise SourceError(why, where="gguf")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="effcompress-tokenizer-") as words:
-        tokenizer.save(Path(words))
+    with processes.scratch(_TOKENIZER) as words:
+        tokenizer.save(words)
         made = _stock(pruned)
         if made is None:
-            return _by_layer(pruned, Path(words), target, dtype, name)
+            return _by_layer(pruned, words, target, dtype, name)
         config = _config(made)
-        size = write_stock(target, config, made.tensors, Path(words), dtype=dtype, name=name)
+        size = write_stock(target, config, made.tensors, words, dtype=dtype, name=name)
         why = "; ".join(filter(None, (made.why, said_of(config))))
         return File(size, why, _by_block(made.tensors.shapes))
 

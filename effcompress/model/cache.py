@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from effcompress import processes
-from effcompress.errors import SourceError
+from effcompress.errors import SourceError, is_disk_full
 
 SUFFIX = ".partial"
 ABANDONED_AFTER = 2 * 24 * 3600
@@ -67,22 +67,6 @@ def atomically(target: Path) -> Iterator[Path]:
                 fix="free some space, or set EFFCOMPRESS_CACHE to a folder on a bigger disk",
             ) from error
         raise
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether the error, or one that caused it, means that no space (or quota) is left.
-
-    Libraries written in Rust report it as text, not as an ``OSError`` with a number.
-    """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _host() -> str:

@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from effcompress.errors import SourceError
-from effcompress.model.cache import is_disk_full
+from effcompress.errors import SourceError, is_disk_full
 
 Progress = Callable[[str], None]
 """Takes one line of text for the user."""

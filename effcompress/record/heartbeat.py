@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import final
 
 from effcompress.errors import RecipeError
+from effcompress.record.lasting import Lasting
 
 STACKS = "stacks.txt"
 VARIABLE = "EFFCOMPRESS_SILENCE"
@@ -95,8 +96,10 @@ class Heartbeat:
             stacks = file.read().decode(errors="replace")
         what = f"Nothing has happened for {seconds:.0f} s in phase '{self._phase()}'."
         kept = self._keep(f"{what}\n{stacks}\n")
-        sys.stderr.write(f"\n{what} Stacks of all threads{kept}:\n{stacks}\n")
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            shown = Lasting(sys.stderr)  # this thread must not end with the terminal
+            shown.write(f"\n{what} Stacks of all threads{kept}:\n{stacks}\n")
+            shown.flush()
 
     def _keep(self, text: str) -> str:
         """Appends to the file ``stacks``; returns the words that point to it."""

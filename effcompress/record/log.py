@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO, TextIO, final
+from typing import IO, TextIO, cast, final
 
 from effcompress.errors import RunError, printable
 from effcompress.record import events
 from effcompress.record.events import Event, Warn
 from effcompress.record.heartbeat import STACKS, Heartbeat, patience
+from effcompress.record.lasting import Lasting
 from effcompress.record.panel import LiveView, Status, View
 from effcompress.record.readable import clock_time
 from effcompress.record.sentences import removed, sentence
@@ -26,14 +27,18 @@ from effcompress.types import Cut
 
 
 def make_view(stream: TextIO | None = None, interactive: bool | None = None) -> View:
-    """Returns a live panel if ``stream`` is a terminal that can redraw, plain lines otherwise.
+    """Returns a live panel if ``stream`` is a terminal that can redraw, plain lines otherwise. What
+    the stream does not take later on is dropped.
 
     ``stream`` defaults to stderr, so that stdout carries the result alone. ``interactive``
     overrides the detection.
     """
-    out = sys.stderr if stream is None else stream
+    given: TextIO | None = sys.stderr if stream is None else stream
+    if given is None:  # a process without standard error
+        return NoView()
     if interactive is None:
-        interactive = out.isatty() and os.environ.get("TERM") != "dumb"
+        interactive = given.isatty() and os.environ.get("TERM") != "dumb"
+    out = cast("TextIO", Lasting(given))
     return LiveView(out) if interactive else PlainView(out)
 
 
@@ -170,8 +175,11 @@ class Log:
             file.write(line.encode() + b"\n")
             file.flush()
         except OSError as error:
-            where = str(self.folder / f"{name}.jsonl")
-            raise RunError(f"the record cannot be written: {error}", where=where) from error
+            raise RunError(
+                f"the record cannot be written: {error.strerror or error}",
+                where=str(self.folder / f"{name}.jsonl"),
+                fix="Free some space, then --resume goes on from the newest checkpoint.",
+            ) from error
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -6,6 +6,7 @@ mode of its reader. Text stays text. Sizes and positions of names are in pixels 
 
 import csv
 import io
+import json
 import math
 import re
 from bisect import bisect_right
@@ -16,6 +17,7 @@ from html import escape
 from itertools import accumulate
 from typing import Any
 
+from effcompress.errors import printable
 from effcompress.record import readable
 from effcompress.report.render import render
 
@@ -525,6 +527,17 @@ def _head(unit: str) -> int:
     return 34 if unit else 18
 
 
+def _drawable(value: Any) -> Any:
+    """Returns JSON values with only ``printable`` text in them."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_drawable(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _drawable(one) for key, one in value.items()}
+    return value
+
+
 def _svg(
     kind: str,
     title: str,
@@ -551,6 +564,9 @@ def _svg(
         strips=[*strips],
         **data,
     )
+    # A character that XML forbids (a control character in the name of a folder) would abort the
+    # process: that library panics.
+    spec = json.dumps(_drawable(json.loads(spec)))
     inner = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]).split(">", 1)[1]
     # Vega writes descriptions of marks as labels; browsers show <title> as a tooltip.
     inner = re.sub(r'<(\w+) aria-label="([^"]*)"([^>]*)/>', r"<\1\3><title>\2</title></\1>", inner)

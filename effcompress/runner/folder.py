@@ -96,7 +96,7 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
 
     Raises RecipeError: the folder holds something that is no run, or a run that another process
     works on, or a run and ``--resume`` was not given, or the run there was made from a recipe that
-    says something else, or one of the files in it is a link.
+    says something else, or one of the files in it is a link or may not be written.
     """
     stored, fix = folder / RESOLVED, _elsewhere(folder)
     wrong = ""
@@ -112,6 +112,7 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
         else:
             require_free(folder)
             _require_own(folder, fix)
+            _require_writable(folder, fix)
             if begun(folder) and not resume:
                 wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
             elif begun(folder):
@@ -133,6 +134,17 @@ def _require_own(folder: Path, fix: str) -> None:
     if odd := next((name for name in _FILES if (folder / name).is_dir()), None):
         wrong = "this is a folder, and a run writes a file of that name"
         raise RecipeError(wrong, where=str(folder / odd), fix=f"Move it away. {fix}")
+
+
+def _require_writable(folder: Path, fix: str) -> None:
+    """Raises RecipeError for the first file or folder of a run in which a run may not write: it
+    would notice at the end of all training.
+    """
+    held = [folder, *(path for name in WRITTEN if (path := folder / name).exists())]
+    for path in held:
+        if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else os.R_OK)):
+            wrong = "a run writes here, and you may not"
+            raise RecipeError(wrong, where=str(path), fix=f"Change that (chmod, mount). {fix}")
 
 
 def require_free(folder: Path) -> None:
@@ -191,12 +203,17 @@ def require_equal(old: Mapping[str, str], new: Mapping[str, str], folder: Path) 
     the run did not have is null there, or as ``BEFORE`` says.
     """
     for key in [*old, *new]:
-        if old.get(key, BEFORE.get(key, "null")) != new.get(key, "null"):
+        was, now = old.get(key, BEFORE.get(key, "null")), new.get(key, "null")
+        if was != now:
+            fix = "Change it back to continue, or start afresh with --output."
+            if was.startswith("/") and now.startswith("/"):  # of a project that was moved
+                fix = f"To continue, let the run find it where it was (ln -s {now} {was}), with "
+                fix += f"{folder / RESOLVED} as the recipe; or start afresh with --output."
             raise RecipeError(
                 f"the recipe changed since this run began: {key} was {old.get(key, 'absent')}, is "
                 f"{new.get(key, 'absent')}",
                 where=str(folder),
-                fix="Change it back to continue, or start afresh with --output.",
+                fix=fix,
             )
 
 

@@ -1,7 +1,7 @@
 """A run from top to bottom: load, train and prune in one loop, export, prove, evaluate, report."""
 
 import contextlib
-import errno
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from effcompress import checkpoint, fault, processes, report
 from effcompress.checkpoint import Saved
 from effcompress.data import Corpus
 from effcompress.distributed.world import World, joined, stopped_elsewhere
-from effcompress.errors import EffcompressError, RunError, Stopped
+from effcompress.errors import EffcompressError, RunError, Stopped, is_disk_full
 from effcompress.estimate.positions import warn_of_positions
 from effcompress.estimate.schedule import stage_at
 from effcompress.export import gguf
@@ -52,7 +52,6 @@ from effcompress.types import Due
 _NO_MEMORY = ("allocate memory", "out of memory", "not enough memory")
 """Words of a RuntimeError of torch on a CPU, which has no class of its own."""
 _COMPILING = ("torch._dynamo", "torch._inductor")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def _recorded(
         done = _stages(recipe, folder, log, world, stopping, **how)
         log.close()
         if world.main:
-            report.write(folder)
+            _report(folder)
     except BaseException as error:
         known = stopped_elsewhere(error, world.size) or named(error, log.doing, recipe)
         # Whatever else fails now (a full disk, a closed record) must not hide what failed first.
@@ -190,6 +189,18 @@ def _recorded(
             raise
         raise known from error
     return done
+
+
+def _report(folder: Path) -> None:
+    """Writes the report of a run that succeeded. Raises RunError where it cannot be written."""
+    try:
+        report.write(folder)
+    except OSError as error:
+        raise RunError(
+            f"the model is written and proven, but not its report: {error.strerror or error}",
+            where=error.filename or str(folder),
+            fix=f"Free some space, then: effcompress report {shlex.quote(str(folder))}",
+        ) from error
 
 
 def _stages(
@@ -466,10 +477,10 @@ def named(error: BaseException, phase: str, recipe: Recipe) -> EffcompressError 
             f"layers cannot be compiled: {said[0].strip()}",
             fix="Write `compile: false`, and --resume goes on without.",
         )
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+    if is_disk_full(error):
         return RunError(
             f"the disk is full, noticed while {phase}",
-            where=error.filename,
+            where=getattr(error, "filename", None),
             fix="Free some space, then --resume goes on from the newest checkpoint.",
         )
     return None

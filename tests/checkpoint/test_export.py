@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from effcompress import fault
 from effcompress.checkpoint import Written
-from effcompress.errors import RunError
+from effcompress.commands.export import _require_free
+from effcompress.errors import RunError, SourceError
 from effcompress.export.weights import Weights, unchanged
 from effcompress.export.write import save
 from tests.conftest import shape, tiny
@@ -77,3 +79,19 @@ def test_names_and_shapes_must_be_those_of_the_class(tmp_path: Path, change: str
     with pytest.raises(RunError, match="does not fit the exported class"):
         save(skeleton, weights, lambda work: None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_export_left_is_no_reason_to_refuse_the_next(tmp_path: Path) -> None:
+    gone, alive = tmp_path / f".exporting-{2**22 + 1}", tmp_path / f".exporting-{os.getppid()}"
+    gone.mkdir()
+    (tmp_path / "tokenizer.json").touch()  # was moved into place already
+    _require_free(tmp_path)
+    assert not gone.exists()
+    alive.mkdir()
+    with pytest.raises(SourceError, match="exists already"):
+        _require_free(tmp_path)
+    alive.rmdir()
+    gone.mkdir()
+    (tmp_path / "config.json").touch()  # whole, of an export before
+    with pytest.raises(SourceError, match="exists already"):
+        _require_free(tmp_path)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
@@ -131,6 +132,25 @@ def test_the_fresh_process_has_as_many_threads_and_they_wait_without_spinning(
         FRESH(tmp_path, tokens(2, 10), "stock")
     assert given["OMP_NUM_THREADS"] == "3"
     assert given["OMP_WAIT_POLICY"] == (policy or "PASSIVE")
+
+
+@pytest.mark.parametrize("where", ["this process", "the fresh one"])
+def test_no_space_for_the_files_of_a_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+    def full(*_: Any, **__: Any) -> CompletedProcess[str]:
+        if where == "this process":
+            raise SafetensorError(said)
+        return CompletedProcess([], 1, "", f"Traceback\nsafetensors_rust.SafetensorError: {said}\n")
+
+    if where == "this process":
+        monkeypatch.setattr(proof, "save_file", full)
+    monkeypatch.setattr(proof.subprocess, "run", full)
+    with pytest.raises(RunError, match="has no space for its files") as caught:
+        FRESH(tmp_path, tokens(2, 10), "stock")
+    assert "TMPDIR" in str(caught.value.fix)
 
 
 def test_a_process_that_has_the_package_is_no_fresh_one(tmp_path: Path) -> None:

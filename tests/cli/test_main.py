@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import types
@@ -307,3 +308,19 @@ def test_help_imports_no_heavy_package():
 def test_a_path_that_no_file_can_have_is_wrong_input(effcompress, words):
     code, _, said = effcompress(words[0], "x" * 5000, *words[1:])
     assert code == 2 and said.startswith("error: ") and len(said.splitlines()) <= 3
+
+
+def test_a_stream_that_is_closed_is_not_the_next_file(tmp_path):
+    """With ``2>&-`` the recipe of a run had descriptor 2, and held what libraries printed."""
+    code = "import sys; from effcompress.cli import _open_streams; _open_streams(); "
+    code += f"print(open({str(tmp_path / 'file')!r}, 'w').fileno() > 2, sys.stderr is not None)"
+    script = f"exec {sys.executable} -c {shlex.quote(code)} <&- 2>&-"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "True True\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(tmp_path):
+    command = [sys.executable, "-m", "effcompress", "status", str(tmp_path / "nowhere")]
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(command, stderr=full, check=False).returncode == 2

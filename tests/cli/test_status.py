@@ -339,3 +339,18 @@ def test_nothing_that_a_terminal_obeys_is_printed(
         said = capsys.readouterr()
         shown = said.out + said.err
         assert shown.strip() and not set(shown) & set("\x1b\x9b\u202e\ud800")
+
+
+def test_a_warning_of_megabytes_is_shortened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from effcompress.cli import main
+
+    warning = json.dumps({"event": "warning", "text": "x" * 500_000}) + "\n"
+    folder = made(tmp_path / "run", RUN)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(warning)
+    with pytest.raises(SystemExit):
+        main(["status", str(folder)])
+    said = capsys.readouterr().out
+    assert "warning:" in said and "xxx..." in said and len(said) < 4000

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -380,3 +382,16 @@ def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
     assert [*tail.read()] == [Warn(text="3")] and [*tail.read()] == []
     path.write_text(f"{one}\nnot json\n")
     assert [*tail.read()] == [Warn(text="1")], "a record that goes back is read again"
+
+
+def test_ctrl_c_reaches_the_comparison_alone(tmp_path: Path, monkeypatch) -> None:
+    """The terminal sends it to a whole process group. The comparison then tells its runs to stop: a
+    run that is told twice ends without a checkpoint.
+    """
+    words = [sys.executable, "-c", "import os; print(os.getpgrp())"]
+    monkeypatch.setattr(jobs_file, "command", lambda *_, **__: words)
+    job: Any = SimpleNamespace(folder=tmp_path, log=tmp_path / "logs" / "one.log")
+    one = jobs_file._start(job, {}, False, tmp_path)
+    assert one.process.wait() == 0
+    one.output.close()
+    assert int(job.log.read_text()) == one.process.pid != os.getpgrp()

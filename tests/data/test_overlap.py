@@ -102,9 +102,11 @@ def test_a_document_hash_ignores_what_editors_change():
     def hashed(text: str, prompt: str = "") -> int:
         return text_hash(Record(text, "here", prompt))
 
-    same = {hashed(text) for text in ("a\nb", " a\r\nb\n", "b\na", "\n\na  \n  b")}
+    same = {hashed(text) for text in ("a\nb", " a\r\nb\n", "b\na", "\n\na  \n  b", "A\nb")}
     assert len(same) == 1 and 0 <= same.pop() < 2**64
-    others = {hashed(t) for t in ("a\nb", "ab", "a b", "a\n\nb", "A\nb")}
+    for one, other in (("a b", "a\u00a0  b"), ("\u00e9", "E\u0301"), ("\ufb01n", "FIN")):
+        assert hashed(one) == hashed(other)
+    others = {hashed(t) for t in ("a\nb", "ab", "a b", "a\n\nb", "b a")}
     assert len(others) == 5
     assert hashed("answer", "one?") != hashed("answer", "two?")
 

@@ -2107,8 +2107,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/folder.py",
-        'if old.get(key, BEFORE.get(key, "null")) != new.get(key, "null"):',
-        "if key in old and key in new and old[key] != new[key]:",
+        "if was != now:",
+        "if key in old and key in new and was != now:",
         ("tests/runner/test_record.py::test_a_key_that_came_or_went_is_another_recipe",),
         "keys that came or went do not count as a change",
     ),
@@ -2220,7 +2220,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/stopping.py",
-        'error.exit_code = 130 if name == "SIGINT" else 0',
+        'error.exit_code = 0 if name == "SIGTERM" else 128 + signal.Signals[name]',
         "error.exit_code = 0",
         ("tests/runner/test_signals.py",),
         "Ctrl-C counts as success for a shell",

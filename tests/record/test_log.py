@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from effcompress.errors import RecipeError, RunError
 from effcompress.record import events
-from effcompress.record.heartbeat import SILENCE, patience
+from effcompress.record.heartbeat import SILENCE, Heartbeat, patience
 from effcompress.record.log import Log, NoView, PlainView, make_view
 from effcompress.types import Cut
 
@@ -286,3 +287,39 @@ def test_plain_lines_hold_nothing_that_a_terminal_obeys(tmp_path):
     log.warn("\x1b]0;title\x07\x9b31m\u202e")
     log.close()
     assert out.getvalue() == "warning: \ufffd]0;title\ufffd\ufffd31m\ufffd\n"
+
+
+class Gone(io.StringIO):
+    """The terminal was closed, the pipe's reader ended, or the disk of the log is full."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_a_run_outlives_its_terminal(tmp_path, interactive):
+    log = Log(tmp_path, view=make_view(Gone(), interactive=interactive))
+    log.phase("training", 4096)
+    log.event(step(1))
+    log.note("a remark")
+    log.view.beat()
+    log.close()
+    assert [e["step"] for e in lines(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_the_heartbeat_outlives_the_terminal_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", Gone())
+    beats = threading.Event()
+    heart = Heartbeat(beats.set, lambda: "x", 0.2, 0.05, tmp_path / "stacks.txt")
+    heart.alive()
+    assert beats.wait(20)  # the stacks are dumped before
+    heart.stop()
+    assert (tmp_path / "stacks.txt").exists()
+
+
+def test_a_process_without_standard_error_shows_nothing(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert isinstance(make_view(), NoView)

@@ -83,3 +83,17 @@ def test_the_engine_of_charts_is_loaded_when_something_is_drawn():
     )
     assert "effcompress.report.charts" in loaded.stdout.split()
     assert "vl_convert" not in loaded.stdout.split() and not loaded.stderr
+
+
+DRAW = """
+from effcompress.report import charts
+line = charts.Line("a\\x1b[2J\\ud800 b", [(0.0, 1.0), (1.0, 2.0)], "after")
+chart = charts.Chart("title\\x07", [line], "y", charts.PLAIN, str, marks=[0.5], marks_label="\\x00")
+print("a\ufffd[2J" in charts.draw(chart))
+"""
+
+
+def test_a_character_that_xml_forbids_does_not_abort_the_process():
+    """The library that draws panics, which nothing can catch: hence a process of its own."""
+    done = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-500:]

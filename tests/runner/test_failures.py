@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +63,9 @@ def test_the_system_cannot_go_on_and_the_run_can(
 ) -> None:
     path, out = recipe(tmp_path), tmp_path / "out"
     ask(what)
-    with pytest.raises(RunError, match=says):
+    with pytest.raises(RunError, match=says) as caught:
         run(load_recipe(path), output=out)
+    assert "--resume" in str(caught.value.fix)
     end = events(out, "end")[-1]
     assert end["status"] == "failed" and end["reason"]
     assert not (out / "config.json").exists()
@@ -223,6 +225,30 @@ def test_a_report_that_fails_is_what_the_run_failed_of(
     with pytest.raises(RuntimeError, match="no page"):
         run(loaded, output=tmp_path / "out")
     assert [e["status"] for e in events(tmp_path / "out", "end")] == ["success"]
+
+
+def test_no_space_for_the_report_of_a_good_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is over, and may have kept no checkpoint to go on from."""
+
+    def full(folder: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "pictures"))
+
+    monkeypatch.setattr("effcompress.report.write", full)
+    loaded, out = load_recipe(recipe(tmp_path), [*SHORT, "save.keep_after=0"]), tmp_path / "out"
+    with pytest.raises(RunError, match="written and proven, but not its report") as caught:
+        run(loaded, output=out)
+    assert f"effcompress report {out}" in str(caught.value.fix)
+    assert "--resume" not in str(caught.value.fix)
+    assert [e["status"] for e in events(out, "end")] == ["success"]
+
+
+def test_a_full_disk_that_a_library_says_in_words(tmp_path: Path) -> None:
+    """Those written in Rust (tokenizers, safetensors) have classes of their own."""
+    error = Exception("No space left on device (os error 28)")
+    known = named(error, "exporting", load_recipe(recipe(tmp_path)).recipe)
+    assert isinstance(known, RunError) and "disk is full, noticed while exporting" in known.what
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

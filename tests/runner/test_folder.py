@@ -13,7 +13,7 @@ from effcompress.checkpoint import sweep
 from effcompress.errors import RecipeError
 from effcompress.recipe import resolved
 from effcompress.record.status_file import NAME, StatusFile
-from effcompress.runner.folder import RESOLVED, check_folder, open_folder
+from effcompress.runner.folder import RESOLVED, check_folder, open_folder, require_equal
 from effcompress.runner.run import run
 from tests.runner.toys import recipe
 
@@ -145,3 +145,24 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecipeError, match="this is a folder") as refused:
         check_folder(load_recipe(tmp_path / "toy.yaml"), out, resume=True)
     assert refused.value.where == str(out / name) and "Move it away" in str(refused.value.fix)
+
+
+@pytest.mark.parametrize("name", ["out", "checkpoints", "metrics.jsonl", RESOLVED])
+def test_what_may_not_be_written_is_said_before_all_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Else the run fails where it writes there: in the export, after all training."""
+    out, allowed = begun(tmp_path, pid=GONE), os.access
+    (out / "metrics.jsonl").touch()
+    # Tests may run as root, whom no mode stops.
+    monkeypatch.setattr(os, "access", lambda at, how: Path(at).name != name and allowed(at, how))
+    with pytest.raises(RecipeError, match="a run writes here, and you may not") as refused:
+        check_folder(load_recipe(tmp_path / "toy.yaml"), out, resume=True)
+    assert Path(str(refused.value.where)).name == name and "--output" in str(refused.value.fix)
+
+
+def test_of_a_project_that_was_moved_it_is_said_how_to_continue(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model\.folder was /a/src, is /b/src") as refused:
+        require_equal({"model.folder": "/a/src"}, {"model.folder": "/b/src"}, tmp_path)
+    assert "ln -s /b/src /a/src" in str(refused.value.fix)
+    assert str(tmp_path / RESOLVED) in str(refused.value.fix)

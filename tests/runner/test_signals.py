@@ -81,6 +81,20 @@ def test_a_signal_within_a_library_is_no_failure_of_it(
     assert [e["status"] for e in events(tmp_path / "out", "end")] == ["stopped"]
 
 
+def test_a_closed_terminal_stops_a_run_unless_nohup_ignores_it() -> None:
+    with stop_on_signals(), pytest.raises(Stopped, match="by SIGHUP") as caught:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5)
+    assert caught.value.exit_code == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_in_the_loop_it_waits_and_a_second_request_does_not() -> None:
     said: list[str] = []
     with stop_on_signals(Stopping(say=said.append)) as stopping, stopping.patient():
