@@ -14,9 +14,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @contextmanager
 def stop_on_signals(stopping: Stopping | None = None) -> Iterator[Stopping]:
-    """Forwards ``SIGNALS`` to ``stopping`` and puts the former handlers back at the end; a signal
-    that is ignored (SIGHUP under ``nohup``) stays so. Call it in the main thread, the only one that
-    receives signals.
+    """Forwards ``SIGNALS`` to ``stopping`` and puts the former handlers back at the end; a SIGHUP
+    that is ignored (``nohup``) stays so. Call it in the main thread, the only one that receives
+    signals.
 
     Raises RecipeError when ``EFFCOMPRESS_GRACE`` is not a number of seconds.
     """
@@ -25,7 +25,10 @@ def stop_on_signals(stopping: Stopping | None = None) -> Iterator[Stopping]:
     def handler(number: int, _frame: FrameType | None) -> None:
         stopping.request(number)
 
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    # A shell without job control starts what is behind `&` with SIGINT ignored, too; but a SIGINT
+    # that arrives is meant.
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield stopping

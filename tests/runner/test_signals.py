@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ from effcompress.runner import run as run_room
 from effcompress.stopping import Stopping, grace
 from tests import warm
 from tests.runner.toys import events, recipe
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """The handlers of a process that no ``nohup`` and no shell script started."""
+    usual: dict[int, Any] = dict.fromkeys(SIGNALS, signal.SIG_DFL)
+    usual[signal.SIGINT] = signal.default_int_handler
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, former in before.items():
+        signal.signal(number, former)
 
 
 def test_a_scheduler_gets_a_checkpoint_and_a_zero(tmp_path: Path) -> None:
@@ -86,13 +98,18 @@ def test_a_closed_terminal_stops_a_run_unless_nohup_ignores_it() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(5)
     assert caught.value.exit_code == 129
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with stop_on_signals():
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_on_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_what_a_script_started_in_the_background_takes_an_interrupt() -> None:
+    """A shell without job control starts it with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_on_signals(), pytest.raises(Stopped, match="by SIGINT"):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
 
 
 def test_in_the_loop_it_waits_and_a_second_request_does_not() -> None:
