@@ -135,8 +135,8 @@ def sentence(event: Event) -> str | None:  # noqa: C901  a case for each event
         case events.Warn():
             return f"warning: {event.text}"
         case events.End():
-            why = f": {event.reason}" if event.reason else ""
+            # Not the reason: the error itself, which says more, is printed below.
             left = f", {count(event.params)} parameters" if event.params else ""
             left += f", {count(event.zeroed)} of them zero" if event.zeroed else ""
-            return f"{event.status} after {clock_time(event.seconds)}{left}{why}"
+            return f"{event.status} after {clock_time(event.seconds)}{left}"
     return None

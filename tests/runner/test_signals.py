@@ -53,6 +53,7 @@ def test_a_scheduler_gets_a_checkpoint_and_a_zero(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "stopped: by SIGTERM behind step 6, with a checkpoint" in done.stderr
+    assert done.stderr.count("by SIGTERM") == 1, "the reason is printed once"
     assert "Traceback" not in done.stderr
     assert events(out, "checkpoint")[-1]["step"] == 6
     end = events(out, "end")[-1]
