@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from effcompress import processes
-from effcompress.checkpoint.export import EXPORTING, Written, export, require_fit, unfinished
+from effcompress.checkpoint.export import EXPORTING, Written, export, require_fit
 from effcompress.checkpoint.files import Piece
 from effcompress.checkpoint.measurement import read_measurement, write_measurement
 from effcompress.checkpoint.prove import Classes, text_settings  # isort: split
@@ -47,7 +47,6 @@ __all__ = [
     "sweep",
     "text_settings",
     "thin",
-    "unfinished",
     "write_measurement",
 ]
 

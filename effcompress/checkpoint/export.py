@@ -81,16 +81,6 @@ def _move(work: Path, folder: Path) -> int:
     return size
 
 
-def unfinished(folder: Path) -> bool:
-    """Whether all that ``folder`` holds is what ``export`` left of a model there when its process
-    was killed. Deletes the temporary folder that shows it.
-    """
-    if (folder / "config.json").exists() or not any(folder.glob(f"{EXPORTING}-*")):
-        return False
-    processes.sweep(folder, EXPORTING)
-    return not any(folder.glob(f"{EXPORTING}-*"))  # one that is still there is being written
-
-
 def require_fit(skeleton: nn.Module, given: Shapes) -> None:
     """Raises RunError naming the first tensor that the class wants otherwise, or not at all."""
     stored = skeleton.state_dict().keys()

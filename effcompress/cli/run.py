@@ -1,6 +1,7 @@
 """Commands that write a model: ``run`` and ``export``."""
 
 import shlex
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 AGAIN = 75
 """Exit code of a run that was stopped under ``--resume=auto``: to be started again (EX_TEMPFAIL of
 ``sysexits.h``)."""
-QUIT = 130
-"""Exit code of a run that Ctrl-C stopped: nobody wants it to be started again."""
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a run that Ctrl-C stopped. ``--resume=auto`` keeps it, so that no script starts the
+run again.
+"""
 _RESUME, _AUTO = "--resume", "--resume=auto"
 
 
@@ -100,7 +103,7 @@ def run(
         with stop_on_signals() as stopping:
             done = run_recipe(loaded, **options, stopping=stopping)
     except Stopped as error:
-        if auto and error.exit_code != QUIT:
+        if auto and error.exit_code != INTERRUPTED:
             error.exit_code = AGAIN
         raise
     if not process():  # rank 0 prints the result

@@ -11,7 +11,7 @@ import torch
 
 from effcompress import checkpoint, recipe, report
 from effcompress.answer import Answer, Table
-from effcompress.checkpoint import Proof, Saved, unfinished
+from effcompress.checkpoint import Proof, Saved
 from effcompress.commands.quantise import exported_gguf, quantised, require_numbers
 from effcompress.commands.software import chosen, require_one, told_for
 from effcompress.distributed.world import ALONE
@@ -95,8 +95,8 @@ def export(
 
 
 def _require_free(target: Path) -> None:
-    if target.is_dir() and unfinished(target):
-        return
+    if target.is_dir():  # what a killed export left while it wrote
+        checkpoint.sweep(target)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise SourceError("this exists already", where=str(target), fix="Name another --output.")
 

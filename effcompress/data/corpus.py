@@ -45,7 +45,7 @@ HASHED_AT_ONCE = 1 << 22
 
 
 UNKNOWN, LOOKED_AT = 0.05, 1 << 20
-"""Fraction of unknown text that is warned of, and the tokens of a domain that are looked at."""
+"""Share of unknown tokens that is warned of, and how many tokens of a domain are looked at."""
 
 
 class DomainSummary(TypedDict):
@@ -372,16 +372,16 @@ def _unknown(name: str, tokenizer: TextTokenizer, part: str, tokens_T: np.ndarra
     ids_T, trained_T = unmarked(np.asarray(tokens_T[:LOOKED_AT], dtype=np.int64))
     ends = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
     text_T = ids_T[trained_T & ~np.isin(ids_T, ends)]
-    blind = int((text_T == tokenizer.unknown_id).sum())
-    if not blind or blind < UNKNOWN * len(text_T):
+    unknown = int((text_T == tokenizer.unknown_id).sum())
+    if not unknown or unknown < UNKNOWN * len(text_T):
         return ""
-    if blind == len(text_T):
+    if unknown == len(text_T):
         raise SourceError(
-            f"all {blind:,} {PARTS[part]} tokens are the one for unknown text",
+            f"all {unknown:,} {PARTS[part]} tokens are the unknown token",
             where=sources.address(name),
             fix="name a tokenizer that knows this script, or another text",
         )
-    share = f"{blind / len(text_T):.0%} of its {PARTS[part]} tokens are the one for unknown text"
+    share = f"{unknown / len(text_T):.0%} of its {PARTS[part]} tokens are the unknown token"
     return f"domain '{name}': {share}: the tokenizer does not know this script"
 
 

@@ -8,14 +8,12 @@ from effcompress.model.classes import ignores_stored, renames
 from effcompress.model.lineage import is_pruned
 from effcompress.model.multimodal import text_name
 from effcompress.model.source import config_of, label_of, outer_of, stored_tensors
-from effcompress.model.suitability import extract
+from effcompress.model.suitability import OTHER_HEADS, extract
 from effcompress.network.axis_map import resolve_model
 from effcompress.recipe import LoadedRecipe
 from effcompress.types import Config, Shapes
 
 _LAYER = re.compile(r"\.\d+\.")
-TASKS = ("v_head.", "value_head.", "score.", "classifier.", "qa_outputs.", "reward_head.")
-"""Beginnings of the weights of heads for other tasks: values of PPO, rewards, classes."""
 Stored = Mapping[str, tuple[str, tuple[int, ...]]]
 _FIX = "config.json and the weights must belong together: take both from the same model."
 _STRIP = (
@@ -72,7 +70,7 @@ def _misfits(config: Config, shapes: Shapes, stored: Stored) -> Iterator[str]:
     forms = {_LAYER.sub(".N.", name) for name in stored}
     known = {_LAYER.sub(".N.", name) for name in shapes}
     others = sorted(stored.keys() - shapes.keys())
-    plain = all(name.startswith(TASKS) for name in others)  # else a class could convert some
+    plain = all(name.startswith(OTHER_HEADS) for name in others)  # else a class could convert some
     for name, shape in shapes.items():
         if name not in stored:
             if plain or _LAYER.sub(".N.", name) in forms:
@@ -87,7 +85,7 @@ def _misfits(config: Config, shapes: Shapes, stored: Stored) -> Iterator[str]:
         return
     for name in others:
         of_layer = _LAYER.search(name) and _LAYER.sub(".N.", name) in known
-        if of_layer or (shapes.keys() <= stored.keys() and name.startswith(TASKS)):
+        if of_layer or (shapes.keys() <= stored.keys() and name.startswith(OTHER_HEADS)):
             yield f"{name} is stored, and config.json has no place for it"
 
 

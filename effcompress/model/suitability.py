@@ -33,6 +33,8 @@ from effcompress.types import Config, Fields
 DEQUANTISED = ("fp8",)
 """Quantisation whose weights transformers turns into plain numbers when it loads them."""
 _QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+OTHER_HEADS = ("v_head.", "value_head.", "score.", "classifier.", "qa_outputs.", "reward_head.")
+"""Beginnings of the weights of heads for other tasks: values of PPO, rewards, classes."""
 _WRAPPED = ("text_config", "language_config", "llm_config", "thinker_config")
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")

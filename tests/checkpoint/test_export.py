@@ -84,14 +84,19 @@ def test_names_and_shapes_must_be_those_of_the_class(tmp_path: Path, change: str
 def test_what_a_killed_export_left_is_no_reason_to_refuse_the_next(tmp_path: Path) -> None:
     gone, alive = tmp_path / f".exporting-{2**22 + 1}", tmp_path / f".exporting-{os.getppid()}"
     gone.mkdir()
-    (tmp_path / "tokenizer.json").touch()  # was moved into place already
     _require_free(tmp_path)
     assert not gone.exists()
     alive.mkdir()
     with pytest.raises(SourceError, match="exists already"):
         _require_free(tmp_path)
     alive.rmdir()
-    gone.mkdir()
-    (tmp_path / "config.json").touch()  # whole, of an export before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "notes.txt"])
+def test_other_files_beside_it_are_kept(tmp_path: Path, name: str) -> None:
+    """An export deletes weights that are in its way, so it takes no folder that holds any."""
+    (tmp_path / f".exporting-{2**22 + 1}").mkdir()
+    (tmp_path / name).touch()
     with pytest.raises(SourceError, match="exists already"):
         _require_free(tmp_path)
+    assert (tmp_path / name).exists()

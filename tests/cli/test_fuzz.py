@@ -7,7 +7,7 @@ traceback, and within seconds. ``EFFCOMPRESS_FUZZ=20000`` sets the number of rec
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,21 @@ def _listed(kinds: Any) -> list[str]:
     return [kinds] if isinstance(kinds, str) else list(kinds)
 
 
+@pytest.fixture
+def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Any, str], str]:
+    """Checks a recipe with an override that is refused; returns what was said."""
+
+    def words(recipe: Any, override: str) -> str:
+        path = folder / "refused.yaml"
+        path.write_text(json.dumps(recipe))
+        with pytest.raises(SystemExit) as ended:
+            main(["check", str(path), "--set", override])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    return words
+
+
 @pytest.mark.parametrize(
     ("section", "plugin"),
     [
@@ -197,15 +212,9 @@ def _listed(kinds: Any) -> list[str]:
     ],
 )
 def test_negative_damping_is_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str], section: str, plugin: str
+    refused: Callable[[Any, str], str], section: str, plugin: str
 ) -> None:
-    path = folder / "damped.yaml"
-    path.write_text(json.dumps(RECIPE))
-    with pytest.raises(SystemExit) as ended:
-        main(["check", str(path), "--set", f"{section}={plugin}"])
-    assert (
-        ended.value.code == 2 and "damp is -0.1, but must be at least 0" in capsys.readouterr().err
-    )
+    assert "damp is -0.1, but must be at least 0" in refused(RECIPE, f"{section}={plugin}")
 
 
 @pytest.mark.parametrize(
@@ -217,10 +226,7 @@ def test_negative_damping_is_refused(
     ],
 )
 def test_a_knob_without_a_text_of_help_is_refused_with_what_to_write(
-    folder: Path, capsys: pytest.CaptureFixture[str], override: str, fix: str
+    refused: Callable[[Any, str], str], override: str, fix: str
 ) -> None:
-    path = folder / "knobs.yaml"
-    path.write_text(json.dumps(put(RECIPE, ("prune", "space"), ["ffn", {"name": "attention"}])))
-    with pytest.raises(SystemExit) as ended:
-        main(["check", str(path), "--set", override])
-    assert ended.value.code == 2 and fix in capsys.readouterr().err
+    recipe = put(RECIPE, ("prune", "space"), ["ffn", {"name": "attention"}])
+    assert fix in refused(recipe, override)
