@@ -37,7 +37,8 @@ STRIPS = 60
 """Places along a chart that show their values as a tooltip."""
 
 # Labels of ticks, as Vega expressions. SI writes 10^9 as G, people write parameters as B.
-COUNT = "replace(format(datum.value, '~s'), 'G', 'B')"
+# Below 1 it has other letters: 0.5 would be 500m.
+COUNT = "replace(format(datum.value, datum.value < 1 ? '~' : '~s'), 'G', 'B')"
 PERCENT = "format(100 * datum.value, '~') + ' %'"
 PLAIN = "format(datum.value, ',~')"
 POWER = "datum.value ? replace(format(datum.value, '~e'), '+', '') : '0'"

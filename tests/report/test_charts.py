@@ -32,6 +32,7 @@ def test_numbers_as_people_read_them():
     [
         (charts.COUNT, 1.2e6, False, {"200k", "1M"}),
         (charts.COUNT, 3e9, False, {"1B", "3B"}),
+        (charts.COUNT, 0.5, False, {"0", "0.2"}),
         (charts.PERCENT, 0.15, False, {"0 %", "5 %", "10 %"}),
         (charts.PLAIN, 3.1, False, {"1", "3"}),
         (charts.POWER, 2e-4, False, {"0", "2e-4", "1.5e-4"}),
