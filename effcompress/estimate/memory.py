@@ -231,7 +231,8 @@ class _Need:
         dense, left = Held(weights=FP32 * axes.count() / self.shards), self._standing(self.final)
         if spec.agreement:  # two models, and the log-probabilities of both
             left = replace(left, weights=left.weights + dense.weights)
-            return replace(left, logits=2 * logits)
+            gathered = max(self._whole(axes.widths), self._whole(self.final))
+            return replace(left, logits=2 * logits, gathered=gathered)
         return max(
             replace(dense, logits=logits, gathered=self._whole(axes.widths)),
             replace(left, logits=logits, gathered=self._whole(self.final)),

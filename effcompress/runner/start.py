@@ -135,5 +135,5 @@ def evaluated(state: RunState, log: Log, *, when: str, offline: bool) -> Evaluat
     if when == "after" and state.recipe.evaluate.agreement:
         log.note("loading the source model to compare with")
         source, _ = source_again(state, log, offline=offline)
-        how["source"] = source.to(state.device)
+        how["source"] = state.beside(source)
     return evaluate(*of, when=when, offline=offline, **how)

@@ -768,11 +768,6 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         20,
         ("distributed.replicas: peft", "replicas: 1"),
     ),
-    "sharded agreement": (
-        RECIPE + "evaluate: {agreement: true}\n" + SHARD,
-        19,
-        ("mode shard: evaluate.agreement", "effcompress eval"),
-    ),
     "mixture: a knob of no mixture": (
         mixed("{name: dynamic, etta: 2}"),
         8,
