@@ -86,7 +86,7 @@ def in_turn(batches: Sequence[Batch], world: World, *, together: bool) -> Iterat
     they compute for it is not the method's.
     """
     yield from batches[world.rank :: world.size]
-    if together and world.rank >= (last := len(batches) % world.size) > 0:
+    if together and world.rank >= len(batches) % world.size > 0:
         ids_BT, counted_BT, positions_BT = batches[-1]
         with aside():
             yield ids_BT, torch.zeros_like(counted_BT), positions_BT

@@ -746,9 +746,6 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         19,
         ("distributed.gather", "bf16"),
     ),
-    "a sharded rotation": located(
-        rotating() + SHARD, "rotate", "prune.rotate needs the whole model", "mode: replicate"
-    ),
     "a sharded search": located(
         searching() + SHARD, "search", "prune.search needs the whole model", "mode: replicate"
     ),
