@@ -9,6 +9,7 @@ they are written only where the configuration that it then reads is the same.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,46 @@ _RENAMED = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
 _BASE = {"gpt_neox": "rotary_emb_base"}
 _FRACTION = {"gpt_neox": "rotary_pct"}
 """Model types whose keys have other names than ``rope_theta`` and ``partial_rotary_factor``."""
+_STRICT = ("phi3", "olmo", "olmo2")
+"""Model types whose class of version 4 takes a scaling's ``type`` and numbers, and no other key."""
+_APART = "original_max_position_embeddings"
 
 
-def add_older_keys(folder: Path, config_class: type) -> None:
-    """Completes config.json of a folder in place; ``config_class`` is its class in transformers."""
+def add_older_keys(folder: Path, config_class: type, inner: str | None = None) -> None:
+    """Completes config.json of a folder in place; ``config_class`` is its class in transformers,
+    ``inner`` the key of the text model's configuration in that of a multimodal model.
+    """
     path = folder / "config.json"
     config = read_json(path)
-    both = {**config, **older_keys(config)}
+    part = config if inner is None else config[inner]
+    said = {**part, **_stated(part)}
+    both = {**said, **older_keys(said)}
+    if inner is not None:
+        said, both = {**config, inner: said}, {**config, inner: both}
     try:
-        same = _read(config_class, both) == _read(config_class, config)
+        same = _read(config_class, both, inner) == _read(config_class, said, inner)
     except Exception:  # noqa: BLE001 (classes refuse older keys in many ways: Gemma 4 with KeyError)
         same = False
     if same:
         text = json.dumps(tagged(both), indent=2, sort_keys=True)
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def _stated(config: Config) -> Fields:
+    """What version 4 would compute otherwise if it is left to be computed: of long rotary factors
+    that by which attention is multiplied. Version 5 takes a stated ``factor`` for it, version 4 the
+    ratio of positions.
+    """
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or rope.get("rope_type") != "longrope":
+        return {}
+    factor, first = rope.get("factor"), rope.get(_APART)
+    if "attention_factor" in rope or str(config["model_type"]) in _STRICT:
+        return {}
+    if factor is None or first is None:
+        return {}
+    scale = math.sqrt(1 + math.log(factor) / math.log(first)) if factor > 1 else 1.0
+    return {"rope_parameters": {**rope, "attention_factor": scale}}
 
 
 def older_keys(config: Config) -> Fields:
@@ -59,19 +86,24 @@ def older_keys(config: Config) -> Fields:
     fraction = scaling.pop("partial_rotary_factor", None)
     if fraction is not None:
         found[_FRACTION.get(kind, "partial_rotary_factor")] = fraction
-    if "type" not in scaling and scaling.get("rope_type") == "longrope":
-        # Phi-3's class of version 4 takes these three keys and no other.
-        found["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
+    said = scaling.pop("type", "default")
+    if scaling.setdefault("rope_type", said) == "longrope" and _APART in scaling:
+        found[_APART] = scaling[_APART]  # version 4 looks for it there alone
+    plain = scaling["rope_type"] == "default" and "mrope_section" not in scaling
+    if kind in _STRICT:
         scaling["type"] = scaling.pop("rope_type")
-    default = scaling.get("rope_type") == "default"
-    return {**found, "rope_scaling": None if default else scaling}
+        scaling.pop(_APART, None)
+    return {**found, "rope_scaling": None if plain else scaling}
 
 
-def _read(config_class: Any, config: Config) -> Fields:
+def _read(config_class: Any, config: Config, inner: str | None = None) -> Fields:
     """Returns the configuration that transformers makes of a file's content, without the keys that
     it only carries along.
     """
     made = config_class.from_dict(json.loads(json.dumps(config))).to_dict()
-    (made.get("rope_parameters") or {}).pop("type", None)  # beside `rope_type`, which is read
-    carried = older_keys(config).keys() - {"rope_scaling"}
-    return {name: value for name, value in made.items() if name not in carried}
+    part = made if inner is None else made[inner]
+    (part.get("rope_parameters") or {}).pop("type", None)  # beside `rope_type`, which is read
+    carried = older_keys(config if inner is None else config[inner]).keys() - {"rope_scaling"}
+    for name in carried & part.keys():
+        del part[name]
+    return made

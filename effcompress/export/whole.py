@@ -1,17 +1,18 @@
 """Puts a pruned text model back into the multimodal model that it was taken from."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from effcompress.checkpoint import Piece
 from effcompress.errors import RunError
 from effcompress.export.forms import Form
+from effcompress.export.older_keys import add_older_keys
 from effcompress.export.weights import piece_of
 from effcompress.model.integrity import read_object, tagged
-from effcompress.model.multimodal import with_text
-from effcompress.model.whole import copy_beside, parts_of_whole, shapes_of_whole
+from effcompress.model.multimodal import INNER, with_text
+from effcompress.model.whole import class_of_whole, copy_beside, parts_of_whole, shapes_of_whole
 from effcompress.types import Config, Fields
 
 
@@ -36,6 +37,8 @@ def put_back(
         copy_beside(source, work)
         text = json.dumps(tagged(config), indent=2) + "\n"
         (work / "config.json").write_text(text, encoding="utf-8")
+        if isinstance(config.get(INNER), Mapping):
+            add_older_keys(work, class_of_whole(config), INNER)
 
     return pieces, beside
 

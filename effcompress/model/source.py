@@ -38,6 +38,7 @@ from effcompress.model.suitability import (
     require_plain,
     require_rows,
 )
+from effcompress.model.tokenizer_files import require_tokenizer_files
 from effcompress.model.values import require_computable, require_values
 from effcompress.spec import ModelSpec
 from effcompress.types import Config, Fields
@@ -51,7 +52,9 @@ BYTE_CONFIG = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 257}
 
 _TABLES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
 _SPM = ("sentencepiece", "google.protobuf")
-_TOKENIZER = re.compile(r"tokeniz|vocab|merges|tekken|.*\.(model|tiktoken)$")
+_TOKENIZER = re.compile(r"tokeniz(?!er_config)|vocab|merges|tekken|.*\.(model|tiktoken)$")
+_WITHOUT_FILES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+"""Classes of tokenizers that need none but their configuration."""
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _LIKE_A_PATH = re.compile(r"[./~]|[A-Za-z]:|.*\\|[^/]*/[^/]*/")
 
@@ -270,7 +273,7 @@ def config_of(spec: ModelSpec, cache: Path | None = None) -> Fields | None:
         where = "model.shape" if kind == "random" else label_of(spec)
         require_causal(config, where)
         require_padding(config, where)
-        _require_rows(spec, cache, config)
+        _require_tokenizer(spec, cache, config)
     return config
 
 
@@ -347,7 +350,12 @@ def tokenizer_packages(spec: ModelSpec) -> tuple[str, ...]:
         SourceError: a local folder has no tokenizer.
     """
     cache = cache_root()
-    if of_bytes(spec) or _words(spec, cache):
+    if of_bytes(spec):
+        return ()
+    stated = _words(spec, cache, "tokenizer_config.json")
+    if stated and (read_object(stated) or {}).get("tokenizer_class") == "MistralCommonBackend":
+        return ("mistral_common",)
+    if _words(spec, cache):
         return ()
     for name in _TABLES:
         if (file := _words(spec, cache, name)) is not None:
@@ -365,6 +373,9 @@ def tokenizer_packages(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _any_tokenizer(folder: Path) -> bool:
+    stated = read_object(folder / "tokenizer_config.json") or {}
+    if stated.get("auto_map") or stated.get("tokenizer_class") in _WITHOUT_FILES:
+        return True
     return any(_TOKENIZER.match(file.name) for file in folder.iterdir())
 
 
@@ -426,18 +437,26 @@ def _tokens(file: Path, texts: Sequence[str]) -> int:
     read_json(file)  # a file that is no JSON, or too large
     try:
         made = Tokenizer.from_file(str(file)).encode_batch([*texts])
-    except Exception as error:  # the library has no class of its own
+    except BaseException as error:  # the library has no class of its own; panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         said = f"tokenizer.json cannot be used: {error}"
         raise SourceError(said, where=str(file.parent)) from error
     return sum(len(one.ids) for one in made)
 
 
-def _require_rows(spec: ModelSpec, cache: Path, config: Config) -> None:
-    """Raises SourceError if the tokenizer, as far as it is on this machine, has too many tokens."""
+def _require_tokenizer(spec: ModelSpec, cache: Path, config: Config) -> None:
+    """Raises SourceError if the tokenizer, as far as it is on this machine, cannot be read or has
+    too many tokens.
+    """
     where = f"model.tokenizer: {spec.tokenizer or BYTES}"
     if of_bytes(spec):
         require_rows(BYTE_CONFIG["eos_token_id"], "EOS", config, where)
-    elif (words := _words(spec, cache)) is not None:
+        return
+    words = _words(spec, cache)
+    if (file := words or _words(spec, cache, "tokenizer_config.json")) is not None:
+        require_tokenizer_files(file.parent)
+    if words is not None:
         where = where if spec.tokenizer else f"model: {origin_of(spec)}"
         require_rows(*largest_id(words), config, where)
 

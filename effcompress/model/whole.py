@@ -20,6 +20,11 @@ _BESIDE = ("*processor*.json", "chat_template.*", "generation_config.json")
 """Files of a source that go with it as they are: what prepares images and conversations."""
 
 
+def class_of_whole(config: Config) -> type:
+    """Returns the configuration class of a multimodal model."""
+    return type(AutoConfig.for_model(str(config["model_type"])))
+
+
 def shapes_of_whole(config: Config) -> tuple[Shapes, Shapes]:
     """Returns parameter -> shape of a multimodal model with this configuration: of its text model,
     as that alone names them, without the output matrix; and of all other parts.

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -67,6 +68,7 @@ def open_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> Iterator[No
             _lock(held, folder)
             if not known:
                 (folder / "recipe.yaml").write_text(loaded.source, encoding="utf-8")
+            if not known or moved(loaded, folder):
                 said = json.dumps(recipes.plain(loaded.recipe), indent=1)
                 (folder / VALUES).write_text(said, encoding="utf-8")
                 # Last: the file that makes the folder a run's.
@@ -116,7 +118,7 @@ def check_folder(loaded: LoadedRecipe, folder: Path, resume: bool) -> bool:
             if begun(folder) and not resume:
                 wrong, fix = "the folder holds a run already", f"Continue it with --resume. {fix}"
             elif begun(folder):
-                same_recipe(loaded, folder)
+                same_recipe(loaded, folder, moves=True)
                 if not finished_for_good(folder):
                     return True
                 wrong = "this run has finished, and kept no checkpoint (save.keep_after: 0)"
@@ -189,22 +191,46 @@ def finished_for_good(folder: Path) -> bool:
     return end is not None and end.status == "success" and not held
 
 
-def same_recipe(loaded: LoadedRecipe, folder: Path) -> None:
+_PLACES = re.compile(
+    r"model\.(folder|gguf|tokenizer)|plugins\.\d+"
+    r"|data\.domains\..+\.(jsonl|txt|parquet|validation)\.\d+"
+)
+"""Keys of files and folders whose content a resumed run compares by its hash."""
+
+
+def same_recipe(loaded: LoadedRecipe, folder: Path, *, moves: bool = False) -> None:
     """Raises RecipeError with the first value in which a recipe differs from that of the run in
-    ``folder``. Keys that do not change the result may differ.
+    ``folder``. Keys that do not change the result may differ and, if the run compares what is there
+    (``moves``), the folders of files of the same names.
     """
     now = _values(recipes.plain(loaded.recipe))
     for stored in stored_values(folder):
-        require_equal(stored, now, folder)
+        require_equal(stored, now, folder, moves=moves)
 
 
-def require_equal(old: Mapping[str, str], new: Mapping[str, str], folder: Path) -> None:
+def moved(loaded: LoadedRecipe, folder: Path) -> bool:
+    """Whether the recipe of the run in ``folder`` names files in other places than a recipe."""
+    now = _values(recipes.plain(loaded.recipe))
+    stored = (pair for old in stored_values(folder) for pair in old.items())
+    return any(now.get(key, was) != was and _moved(key, was, now[key]) for key, was in stored)
+
+
+def _moved(key: str, was: str, now: str) -> bool:
+    """Whether a value is the same file's or folder's name in another place."""
+    was, now = (text[1:-1] if text[:1] in "'\"" else text for text in (was, now))
+    both = was.startswith("/") and now.startswith("/")
+    return both and bool(_PLACES.fullmatch(key)) and Path(was).name == Path(now).name
+
+
+def require_equal(
+    old: Mapping[str, str], new: Mapping[str, str], folder: Path, *, moves: bool = False
+) -> None:
     """Raises RecipeError with the first key whose values differ. A key that the version which began
-    the run did not have is null there, or as ``BEFORE`` says.
+    the run did not have is null there, or as ``BEFORE`` says. ``moves``: see ``same_recipe``.
     """
     for key in [*old, *new]:
         was, now = old.get(key, BEFORE.get(key, "null")), new.get(key, "null")
-        if was != now:
+        if was != now and not (moves and _moved(key, was, now)):
             fix = "Change it back to continue, or start afresh with --output."
             if was.startswith("/") and now.startswith("/"):  # of a project that was moved
                 fix = f"To continue, let the run find it where it was (ln -s {now} {was}), with "

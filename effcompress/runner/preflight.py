@@ -179,6 +179,8 @@ def _packages(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     for name in source.tokenizer_packages(recipe.model):
         key = "tokenizer" if recipe.model.tokenizer else source.kind_of(recipe.model)
         fix = f"pip install {_PIP.get(name, name)}, or put a tokenizer.json into the folder."
+        if name == "mistral_common":
+            fix = "pip install mistral-common, or take tokenizer_class out of its configuration."
         yield f"model.{key}", name, fix
     for name, domain in recipe.data.domains.items():
         if domain.hub is not None:

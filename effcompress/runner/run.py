@@ -34,6 +34,7 @@ from effcompress.runner.rotate import rotate_event
 from effcompress.runner.source_model import (
     changed,
     identified,
+    named_alike,
     plugin_files,
     read_source,
     require_same,
@@ -225,7 +226,7 @@ def _stages(
         log.rewind(saved.values["log"], saved.texts)
     for text in damaged:
         log.warn(text)
-    before = saved.values.get("provenance", {}) if saved else {}
+    before = named_alike(saved.values.get("provenance", {})) if saved else {}
     plugins = plugin_files(recipe)
     require_same(before, plugins)
     with world.main_first():  # fetches, converts and tokenises; the others find it done

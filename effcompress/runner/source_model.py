@@ -128,8 +128,11 @@ def _in_rows(recipe: Recipe, model: LoadedModel, world: World) -> LoadedModel:
 
 
 def plugin_files(recipe: Recipe) -> dict[str, str]:
-    """Returns a hash of each plugin file that the recipe names."""
-    return {f"plugins: {path}": sha256_of(path) for path in recipe.plugins}
+    """Returns a hash of each plugin file that the recipe names, by its number and name: a project
+    may move.
+    """
+    files = enumerate(recipe.plugins)
+    return {f"plugins.{index}: {path.name}": sha256_of(path) for index, path in files}
 
 
 def provenance_of(recipe: Recipe, model: LoadedModel) -> dict[str, str]:
@@ -164,6 +167,15 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
     down is not compared.
     """
     return next((what for what, value in now.items() if before.get(what, value) != value), None)
+
+
+def named_alike(before: Mapping[str, str]) -> dict[str, str]:
+    """Returns what a checkpoint says was there, with plugin files named as ``plugin_files`` does;
+    earlier versions named them by their paths.
+    """
+    old = [what for what in before if what.startswith("plugins: ")]
+    new = {what: f"plugins.{i}: {what.rpartition('/')[2]}" for i, what in enumerate(old)}
+    return {new.get(what, what): value for what, value in before.items()}
 
 
 def require_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -51,6 +51,8 @@ LAYERED = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
 }
+FACTORS = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0, 5.0, 6.0, 7.0]}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in FAMILIES},
     "llama, base": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 3e5}}),
@@ -59,6 +61,31 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3, longrope": (
         "phi3",
         {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16},
+    ),
+    # As the files of Phi-3 say it.
+    "phi3, old longrope": (
+        "phi3",
+        {
+            **{"rope_scaling": {"type": "longrope", **FACTORS}, "rope_theta": 3e4},
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "llama, longrope": (
+        "llama",
+        {"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 16}},
+    ),
+    # Not the ratio of positions, which is 8.
+    "llama, longrope by 4": (
+        "llama",
+        {"rope_parameters": {**LONGROPE, "factor": 4.0, "original_max_position_embeddings": 16}},
+    ),
+    "olmo2, linear": ("olmo2", {"rope_parameters": LINEAR}),
+    "qwen3, dynamic": (
+        "qwen3",
+        {
+            "rope_parameters": {**LINEAR, "rope_type": "dynamic"},
+            "max_position_embeddings": 16,
+        },
     ),
     "phi3, half": (
         "phi3",
@@ -144,7 +171,8 @@ def test_what_the_older_keys_say(folders: dict[str, Path], name: str) -> None:
     }
     kind = type(AutoConfig.from_pretrained(folders[name]))
     with_them, without = (kind.from_dict(dict(c)).to_dict() for c in (config, kept))
-    with_them.get("rope_parameters", {}).pop("type", None)  # beside `rope_type`, which is read
+    for found in (with_them, without):
+        found.get("rope_parameters", {}).pop("type", None)  # beside `rope_type`, which is read
     assert {k: v for k, v in with_them.items() if k in without} == without
     tokenizer = json.loads((folders[name] / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"

@@ -290,6 +290,18 @@ def test_it_is_pruned_and_put_back(kind: str, tmp_path: Path) -> None:
     assert again.config["num_hidden_layers"] == new["text_config"]["num_hidden_layers"]
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl"])
+def test_the_whole_says_what_version_4_reads(kind: str, tmp_path: Path) -> None:
+    """Without the older keys that computes with a rotary base of 10000, whatever the model has."""
+    run(load_recipe(recipe(tmp_path, kind)), output=tmp_path / "out")
+    text = json.loads((tmp_path / "out/config.json").read_text())["text_config"]
+    rope = text["rope_parameters"]
+    assert text["rope_theta"] == rope.get("full_attention", rope)["rope_theta"]
+    assert text["torch_dtype"] == text["dtype"]
+    if "mrope_section" in rope:
+        assert text["rope_scaling"]["mrope_section"] == rope["mrope_section"]
+
+
 def test_layers_that_differ_are_padded(tmp_path: Path) -> None:
     space = "{name: ffn, scope: per_layer}"
     run(load_recipe(recipe(tmp_path, "gemma3", space=space)), output=tmp_path / "out")

@@ -18,9 +18,12 @@ from effcompress.checkpoint import newest
 from effcompress.commands.export import export
 from effcompress.errors import RecipeError, RunError
 from effcompress.estimate.forecast import plan
+from effcompress.registry import REGISTRY
 from effcompress.runner import checkpoints as keep
 from effcompress.runner import run as story
 from effcompress.runner import source_model
+from effcompress.runner.folder import RESOLVED
+from effcompress.runner.source_model import named_alike
 from tests.runner.toys import events, recipe
 
 SETS = ["save.background=true", "save.every=2"]
@@ -217,7 +220,7 @@ def _other_plugin(folder: Path) -> None:
             _edited("generation_config.json", repetition_penalty=1.25),
             r"generation config: repetition_penalty: .* was 1.5, is 1.25",
         ),
-        (_other_plugin, r"plugins: .*mine.py: this changed since the run began: was"),
+        (_other_plugin, r"plugins.0: mine.py: this changed since the run began: was"),
     ],
 )
 def test_other_inputs_are_refused_on_resume(
@@ -239,6 +242,45 @@ def test_other_inputs_are_refused_on_resume(
         (tmp_path / "mine.py").write_text(PLUGIN)
     monkeypatch.setattr(story, "export_and_prove", lambda *_: None)
     run(load_recipe(path, ["save.every=2"]), output=out, resume=True)
+
+
+def _other_text(folder: Path) -> None:
+    path = folder / "letters.jsonl"
+    path.write_text(path.read_text().replace("alpha", "omega"))
+
+
+def test_a_project_that_was_moved_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are found in the new place, and held against their hashes."""
+    project, moved = tmp_path / "here", tmp_path / "there it is"
+    project.mkdir()
+    died(model_folder(project), project / "run", 4, monkeypatch)
+    project.rename(moved)
+    del REGISTRY._plugins["criterion"]["mine"]  # as in a new process
+    names = ("model/model.safetensors", "mine.py", "letters.jsonl")
+    kept = {moved / name: (moved / name).read_bytes() for name in names}
+    for change, says in (
+        (_other_weights, "model: weights: this changed"),
+        (_other_plugin, r"plugins.0: mine.py: this changed"),
+        (_other_text, "the training text is not the one"),
+    ):
+        change(moved)
+        with pytest.raises(RunError, match=says):
+            run(
+                load_recipe(moved / "toy.yaml", ["save.every=2"]), output=moved / "run", resume=True
+            )
+        for file, content in kept.items():
+            file.write_bytes(content)
+    run(load_recipe(moved / "toy.yaml", ["save.every=2"]), output=moved / "run", resume=True)
+    # Commands that read the run's own recipe find the files, too.
+    again = load_recipe(moved / "run" / RESOLVED).recipe
+    assert again.model.folder == moved / "model" and again.plugins == (moved / "mine.py",)
+
+
+def test_plugins_that_an_earlier_version_named_by_their_paths() -> None:
+    before = {"plugins: /old/mine.py": "1", "model: weights": "2"}
+    assert named_alike(before) == {"plugins.0: mine.py": "1", "model: weights": "2"}
 
 
 def test_a_teacher_that_changed_meanwhile_is_refused(

@@ -166,3 +166,26 @@ def test_of_a_project_that_was_moved_it_is_said_how_to_continue(tmp_path: Path) 
         require_equal({"model.folder": "/a/src"}, {"model.folder": "/b/src"}, tmp_path)
     assert "ln -s /b/src /a/src" in str(refused.value.fix)
     assert str(tmp_path / RESOLVED) in str(refused.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("key", "now", "accepted"),
+    [
+        ("model.folder", "/b/src", True),
+        ("data.domains.my.text.jsonl.0", "'/b c/src'", True),
+        ("plugins.12", "/b/src", True),
+        ("model.folder", "/b/other", False),  # another name: another model is meant
+        ("model.folder", "src", False),
+        ("evaluate.prompt", "/b/src", False),
+    ],
+)
+def test_places_may_differ_where_content_is_compared(
+    tmp_path: Path, key: str, now: str, accepted: bool
+) -> None:
+    with pytest.raises(RecipeError):
+        require_equal({key: "/a/src"}, {key: now}, tmp_path)
+    if accepted:
+        require_equal({key: "/a/src"}, {key: now}, tmp_path, moves=True)
+    else:
+        with pytest.raises(RecipeError):
+            require_equal({key: "/a/src"}, {key: now}, tmp_path, moves=True)
