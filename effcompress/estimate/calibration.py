@@ -1,5 +1,6 @@
 """Computes what processes send each other where a sharded model reads calibration text: for the
-scores of a cut, for a refit, to slice a rotated stream, and to make zeros. Sums of a few numbers per layer are left out.
+scores of a cut, for a refit, to slice a rotated stream, and to make zeros. Sums of a few numbers
+per layer are left out.
 
 Passes through the whole model gather it once, and once more for a backward; passes that take one
 layer at a time gather each layer when it has its turn, whatever the number of sequences, and in two
