@@ -126,6 +126,9 @@ COFI = (
     "{name: ffn, scope: per_layer}, mlp_block]",
 )
 DYNAMIC = ("data.mixture={name: dynamic, every: 20, sequences: 4, reference: source}",)
+FOLLOWING = (
+    "data.mixture={name: dynamic, every: 20, sequences: 4, reference: source, losses: training}",
+)
 PER_LAYER = "prune.space=[{name: attention, scope: per_layer}, {name: ffn, scope: per_layer}]"
 FLAP = (
     *ONCE,
@@ -273,6 +276,7 @@ ROWS: dict[str, Row] = {
     "B's saliency and update, once": Row("b", ONCE),
     "one_shot once": Row("a", (*ONCE, *REFIT), "tokens"),
     "one_shot once, dynamic": Row("a", (*ONCE, *REFIT, *DYNAMIC), "tokens"),
+    "one_shot once, dynamic by training losses": Row("a", (*ONCE, *REFIT, *FOLLOWING), "tokens"),
     "one_shot once + KD and LM": Row("a", (*ONCE, *REFIT, *KD_LM), "recover"),
     "magnitude once": Row("a", ("prune.criterion=magnitude", *ONCE)),
     "random once": Row("a", ("prune.criterion=random", *ONCE)),

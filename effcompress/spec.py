@@ -177,6 +177,11 @@ class MixtureSpec:
         beside=True,
     )
     every: int = key("optimizer steps between two measurements", 50, minimum=1)
+    losses: Literal["held_out", "training"] = key(
+        "which losses the weights follow: those of held-out text, by passes for that alone; or, "
+        "without any, those of the training text since the last change",
+        "held_out",
+    )
     sequences: int = key("held-out sequences per domain of a measurement", 16, minimum=1)
     reference: Losses = key(
         "what the losses are compared with: numbers by domain; source: the source model's, "
@@ -197,6 +202,12 @@ class MixtureSpec:
         1.0,
         above=0,
     )
+
+    @property
+    def held_out(self) -> int:
+        """Held-out sequences per domain that are read, for losses or for references."""
+        measured = self.losses == "held_out" or self.reference == "source"
+        return self.sequences if measured else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,6 +149,8 @@ def _mixture(loaded: LoadedRecipe, found: SizedModel | None) -> Iterator[str]:
         return
     count = len(loaded.recipe.data.domains)
     said = f"{spec.sequences} held-out sequences of each of {count} domains"
+    if spec.losses == "training":
+        said = f"the losses of the training text of {count} domains"
     yield f"mixture: {spec.method.name}, every {spec.every} steps, by {said}"
     if warning := too_rare(loaded.recipe):
         yield f"warning: {warning}"

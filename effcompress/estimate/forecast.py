@@ -322,7 +322,9 @@ def _trained_on(recipe: Recipe, flops: Flops, written: OnTheWay) -> float:
 def _heldout(recipe: Recipe) -> int:
     """Returns the tokens of a measurement of held-out losses for the mixture."""
     mixture = recipe.data.mixture
-    each = mixture.sequences * len(recipe.data.domains) if mixture else 0
+    if mixture is None or mixture.losses == "training":
+        return 0
+    each = mixture.sequences * len(recipe.data.domains)
     return each * recipe.data.sequence_length
 
 
@@ -342,7 +344,7 @@ def _operations(
     """
     flops = Flops(found.axes, found.config, recipe.data.sequence_length)
     total, measured, points = 0.0, 0.0, timeline.points
-    mixture, read, fraction = recipe.data.mixture, _heldout(recipe), _fraction(recipe)
+    read, fraction = _heldout(recipe), _fraction(recipe)
     for here, there in itertools.pairwise(points):
         total += flops.per_token(here.widths) * fraction * (there.tokens - here.tokens)
         times = measurements(recipe, here.tokens, there.tokens)
@@ -356,7 +358,7 @@ def _operations(
         "flops": total,
         "flops_if_not_pruned": first * points[-1].tokens,
         **({"flops_of_teacher": taught} if recipe.teacher else {}),
-        **({"flops_of_mixture": measured} if mixture else {}),
+        **({"flops_of_mixture": measured} if read else {}),
         **({"flops_of_sizes": more} if more else {}),
         "h100_hours": every / (H100_FLOPS * UTILISATION) / 3600,
         "assumed": {"peak_flops": H100_FLOPS, "utilisation": UTILISATION},

@@ -17,6 +17,8 @@ from effcompress.runner.evaluation import scores
 from effcompress.runner.gates import deterministic
 from effcompress.runner.resources import counted, drained
 from effcompress.runner.state import RunState
+from effcompress.train import Losses
+from effcompress.types import Batch
 
 DOMINANT = 0.9
 """A domain of more than this is warned of."""
@@ -64,7 +66,8 @@ def update_if_due(state: RunState, log: Log) -> None:
     if spec is None or state.step % spec.every or state.tokens >= state.total_tokens:
         return
     started = time.monotonic()
-    losses = heldout_losses(state, spec.sequences)
+    follows = spec.losses == "training"
+    losses = _trained_losses(state) if follows else heldout_losses(state, spec.sequences)
     asked = spec.method, state.stream.fractions, losses, state.reference
     weights = state.world.agree(lambda: reweighed(*asked))
     state.stream.reweigh(weights)
@@ -76,6 +79,26 @@ def update_if_due(state: RunState, log: Log) -> None:
                 f"data.mixture: from step {state.step} on, {weight:.1%} of the samples are of the "
                 f"domain '{name}'; a smaller `eta` or a higher `floor` leaves more to the others"
             )
+
+
+def learned(state: RunState, batch: Batch, losses: Losses) -> None:
+    """Takes note of the losses of a step's training text, where the mixture follows them."""
+    spec = state.recipe.data.mixture
+    if spec is None or spec.losses != "training":
+        return
+    for name, loss in losses.domain_loss.items():
+        total, rows = state.trained_losses.get(name, (0.0, 0))
+        more = batch.domains.count(name)
+        state.trained_losses[name] = [total + more * loss, rows + more]
+
+
+def _trained_losses(state: RunState) -> dict[str, float]:
+    """Domain -> mean loss of its training sequences since the weights changed last; of a domain
+    that gave none, what it is compared with, so that nothing is said of it.
+    """
+    sums, state.trained_losses = state.trained_losses, {}
+    known = {name: total / rows for name, (total, rows) in sums.items()}
+    return {name: known.get(name, loss) for name, loss in state.reference.items()}
 
 
 def _record(state: RunState, losses: Mapping[str, float], seconds: float | None, log: Log) -> None:

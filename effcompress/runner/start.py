@@ -57,7 +57,7 @@ def corpus_of(
         tokenizer,
         cache_root(),
         train_tokens=total_tokens(recipe) if training else 0,
-        heldout_sequences=sequences + (mixed.sequences if mixed and training else 0),
+        heldout_sequences=sequences + (mixed.held_out if mixed and training else 0),
         offline=offline,
         seed=recipe.seed,
         progress=lambda what, fraction: say(f"{what} {fraction:.0%}"),

@@ -55,6 +55,7 @@ COUNTERS = (
     "left_out",
     "sparse",
     "reference",
+    "trained_losses",
     "dominant",
     "shape",
     "passed",
@@ -67,7 +68,7 @@ VALUES: dict[str, Any] = {
     **{"step": 0, "tokens": 0, "groups_cut?": 0, "removed?": {}, "since_commit?": 0},
     **{"target_reached?": False, "left_out?": 0, "sparse?": [""], "seconds?": 0.0},
     **{"operations?": 0.0},
-    **{"reference?": None, "dominant?": [""], "shape?": {}},
+    **{"reference?": None, "trained_losses?": None, "dominant?": [""], "shape?": {}},
     **{"passed?": None, "written?": [""]},
     "stream": {"seed": 0, "read": {}, "windows": {}, "mixture?": None},
     "depth": {"layers": [0], "absent": [""]},
@@ -173,6 +174,10 @@ class RunState:
         """Their zeros as bools, sharded as they are; only where training has to hold them."""
         self.reference: dict[str, float] = {}
         """Domain -> loss that its own is compared with, where the mixture follows losses."""
+        self.trained_losses: dict[str, list[float]] = {}
+        """Domain -> sum of the losses of its training sequences since the mixture changed last, and
+        their number; only where it follows them.
+        """
         self.dominant: list[str] = []
         """Domains whose weight the record has warned of."""
         self.seconds = 0.0

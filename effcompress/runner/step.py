@@ -10,7 +10,7 @@ from effcompress.errors import NotFinite, RunError
 from effcompress.estimate.schedule import anew_at, loop_at, rate_span
 from effcompress.record import events
 from effcompress.record.log import Log
-from effcompress.runner import gates
+from effcompress.runner import gates, mixture
 from effcompress.runner.measuring import listening, observe
 from effcompress.runner.state import RunState
 from effcompress.sparsity.apply import hold
@@ -64,6 +64,7 @@ def train_step(state: RunState, log: Log, started: float, save: Callable[[], Non
         _leave_out(state, spec, error, log, save)
         return False
     state.left_out = 0
+    mixture.learned(state, batch, losses)
     seconds = time.monotonic() - started
     log.event(
         events.Step(

@@ -27,7 +27,7 @@ NAMES = [
     *("Minitron once + KD", "Minitron once + KD and LM", "Adapt-Accel", "SliceGPT once"),
     *("SliceGPT once + LoRA", "A's saliency, once", "A's saliency, once + KD and LM"),
     *("B's saliency and update, once", "one_shot once", "one_shot once, dynamic"),
-    "one_shot once + KD and LM",
+    *("one_shot once, dynamic by training losses", "one_shot once + KD and LM"),
     *("magnitude once", "random once", "scaled by hand, once", "from scratch, A's shape"),
     "from scratch, scaled by hand",
 ]

@@ -781,6 +781,11 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         8,
         ("data.mixture.reference is 'sorce', but must be `source`, `scaling`, or a loss for each",),
     ),
+    "mixture: losses of no text": (
+        mixed("{name: dynamic, losses: trainig}"),
+        8,
+        ("data.mixture.losses is the text 'trainig'", "did you mean 'training'"),
+    ),
     "mixture: a number for all": (
         mixed("{name: dynamic, reference: 2.5}"),
         8,

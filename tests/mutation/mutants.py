@@ -535,6 +535,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/mixture.py",
+        "[total + more * loss, rows + more]",
+        "[total + loss, rows + 1]",
+        ("tests/runner/test_mixture.py::test_a_mean_over_sequences_not_over_steps",),
+        "a step in which a domain gave one sequence counts as much as one in which it gave ten",
+    ),
+    Mutant(
+        "effcompress/runner/mixture.py",
         "behind = state.recipe.evaluate.sequences",
         "behind = 0",
         ("tests/runner/test_mixture.py::test_losses_are_those_of_the_model_as_it_is",),

@@ -9,6 +9,7 @@ import json
 import signal
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from effcompress.runner.start import corpus_of
 from effcompress.runner.state import RunState
 from effcompress.spec import EvaluateSpec
 from effcompress.track.curves import curves
+from effcompress.train import Losses
 from tests import warm
 from tests.distributed.test_two_processes import together
 from tests.runner.test_gates import SHEARED
@@ -45,6 +47,7 @@ from tests.runner.test_resume import log, record, start
 from tests.runner.toys import events, recipe
 
 DYNAMIC = "data.mixture={name: dynamic, every: 3, eta: 2, floor: 1%, sequences: 3}"
+TRAINING = "data.mixture.losses=training"
 GIVEN = "data.mixture.reference={letters: 4.5, numbers: 3.5}"
 MODELS = [
     f"{{params: {n}k, losses: {{letters: {2 + n**-0.3}, numbers: {1 + 2 * n**-0.2}}}}}"
@@ -124,6 +127,58 @@ def test_losses_are_those_of_the_model_as_it_is(tmp_path: Path, monkeypatch: Any
 
 
 @pytest.mark.usefixtures("bare")
+def test_it_may_follow_the_losses_of_the_training_text(tmp_path: Path, monkeypatch: Any) -> None:
+    """Without a pass of its own: the mean over the sequences since the last change, by domain."""
+    measured, measure = list[int](), room.heldout_losses
+
+    def counting(state: RunState, sequences: int) -> dict[str, float]:
+        measured.append(state.step)
+        return measure(state, sequences)
+
+    monkeypatch.setattr(room, "heldout_losses", counting)
+    out = ran(tmp_path, DYNAMIC, TRAINING)
+    found, steps = events(out, "mixture"), events(out, "step")
+    assert measured == [0], "the references alone"
+    assert [e["step"] for e in found] == [0, 3, 6, 9, 12, 15, 18]
+    state = json.loads((max((out / "checkpoints").iterdir()) / "state.json").read_text())
+    assert {name: n for name, (_, n) in state["trained_losses"].items()} == read_since(found, state)
+    for earlier, later in itertools.pairwise(found):
+        between = [s for s in steps if earlier["step"] < s["step"] <= later["step"]]
+        assert len(between) == 3
+        for name, loss in later["losses"].items():
+            each = [s["domain_loss"][name] for s in between if name in s["domain_loss"]]
+            assert min(each) <= loss <= max(each)
+        assert later["weights"] == pytest.approx(by_hand(later, earlier["weights"]), rel=1e-12)
+    flops = [e["flops"] for e in found]
+    assert flops[0] > 0 and not any(flops[1:])
+
+
+def read_since(found: list[dict[str, Any]], state: dict[str, Any]) -> dict[str, int]:
+    """Samples that each domain gave behind the last change, of 4 sequences a step."""
+    read, at = state["stream"]["read"], state["stream"]["mixture"]["since"]
+    assert sum(read.values()) - sum(at.values()) == 4 * (20 - found[-1]["step"])
+    return {name: count - at[name] for name, count in read.items() if count > at[name]}
+
+
+def test_a_mean_over_sequences_not_over_steps() -> None:
+    """A domain without a sequence since the last change has the loss it is compared with."""
+    spec = SimpleNamespace(losses="training")
+    state: Any = SimpleNamespace(
+        recipe=SimpleNamespace(data=SimpleNamespace(mixture=spec)),
+        trained_losses={},
+        reference={"prose": 3.0, "code": 2.0, "none": 4.5},
+    )
+    for domains, losses in (
+        (("prose", "prose", "prose", "code"), {"prose": 2.0, "code": 1.0}),
+        (("prose", "code", "code", "code"), {"prose": 6.0, "code": 3.0}),
+    ):
+        batch: Any = SimpleNamespace(domains=domains)
+        room.learned(state, batch, Losses(0.0, losses, 0.0))
+    found = room._trained_losses(state)
+    assert found == {"prose": 3.0, "code": 2.5, "none": 4.5} and not state.trained_losses
+
+
+@pytest.mark.usefixtures("bare")
 def test_learned_masks_are_measured_without_noise(tmp_path: Path, monkeypatch: Any) -> None:
     """Under gates while they are learned; before and behind that stage without."""
     seen: list[tuple[int, dict[str, float], dict[str, float], dict[str, float]]] = []
@@ -163,9 +218,11 @@ def test_a_constant_mixture_is_the_run_without_one(tmp_path: Path) -> None:
     assert len(events(mixed, "mixture")) == 10
 
 
-def test_killed_and_resumed_it_is_the_same_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("losses", ["held_out", "training"])
+def test_killed_and_resumed_it_is_the_same_run(tmp_path: Path, losses: str) -> None:
     path, whole, killed = recipe(tmp_path), tmp_path / "whole", tmp_path / "killed"
     sets = ["--set", DYNAMIC, "--set", "data.mixture.every=2"]
+    sets += ["--set", f"data.mixture.losses={losses}"]
     assert warm.wait(start(path, whole, *sets)) == 0, log(whole).read_text()
     for place in ("step:11", "step:3", "step:9"):
         again = ["--resume"] if killed.exists() else []
@@ -200,9 +257,12 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path, monkeypatch:
     assert (whole / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("mode", ["replicate", "shard"])
-def test_two_processes_measure_what_one_does(tmp_path: Path, mode: str) -> None:
-    path, sets = recipe(tmp_path), [DYNAMIC, f"distributed.mode={mode}"]
+@pytest.mark.parametrize(
+    ("mode", "losses"), [("replicate", "held_out"), ("shard", "held_out"), ("shard", "training")]
+)
+def test_two_processes_measure_what_one_does(tmp_path: Path, mode: str, losses: str) -> None:
+    path = recipe(tmp_path)
+    sets = [DYNAMIC, f"data.mixture.losses={losses}", f"distributed.mode={mode}"]
     torch.set_num_threads(1)
     one, two = tmp_path / "one", tmp_path / "two"
     run(load_recipe(path, sets), output=one)
@@ -353,6 +413,10 @@ def test_the_forecast_counts_the_measurements(tmp_path: Path) -> None:
     dense = plan(load_recipe(path, [DYNAMIC, "prune=null"]), launch).data
     assert dense["flops_of_mixture"] == pytest.approx(whole / 3 * 6 * 3 * 2 * 32)
     assert "for the mixture" in str(with_it)
+    assert "flops_of_mixture" not in plan(load_recipe(path, [DYNAMIC, TRAINING]), launch).data
+    assert "by the losses of the training text" in str(
+        check(load_recipe(path, [DYNAMIC, TRAINING]))
+    )
 
 
 @pytest.mark.usefixtures("bare")
