@@ -30,6 +30,7 @@ CANDIDATES = [
     "once, refit, batches of one sequence",
     *(
         "once, refit, dynamic mixture",
+        "once, refit, mixture by training losses",
         "in 3 rounds, a refit behind each",
         "once, refit, low rate",
         "once, refit, KD and LM",

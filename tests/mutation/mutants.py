@@ -2332,8 +2332,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/step.py",
-        ("state.left_out = 0\n    seconds"),
-        "seconds",
+        ("state.left_out = 0\n    mixture"),
+        "mixture",
         ("tests/runner/test_failures.py",),
         "bad steps far apart add up",
     ),
