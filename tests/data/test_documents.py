@@ -126,7 +126,8 @@ def test_a_document_without_end_is_refused(tmp_path, make, monkeypatch, kind):
         made = f"fine\n\n{text}\n".encode()
         path.write_bytes(gzip.compress(made) if kind.endswith("gz") else made)
     spec = DomainSpec(**{kind.partition(".")[0]: (path,)})
-    with pytest.raises(SourceError, match=r"a\.[\w.]+:(row )?\d+: a (document|line) of more") as refused:
+    said = r"a\.[\w.]+:(row )?\d+: a (document|line) of more"
+    with pytest.raises(SourceError, match=said) as refused:
         make({"d": spec})
     assert "blank lines" in str(refused.value.fix)
 
