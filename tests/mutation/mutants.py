@@ -2107,8 +2107,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "effcompress/runner/folder.py",
-        "if was != now:",
-        "if key in old and key in new and was != now:",
+        "if was != now and not",
+        "if key in old and key in new and was != now and not",
         ("tests/runner/test_record.py::test_a_key_that_came_or_went_is_another_recipe",),
         "keys that came or went do not count as a change",
     ),
