@@ -216,32 +216,37 @@ class Corpus:
         """
         return self.heldout_trained(domain, sequences)[0]
 
-    def heldout_trained(self, domain: str, sequences: int) -> tuple[Tensor, Tensor]:
+    def heldout_trained(
+        self, domain: str, sequences: int, behind: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """The same, and a mask ``[N, T]`` of the tokens that count: no part of a prompt and, where
-        documents are isolated, not the first of one.
+        documents are isolated, not the first of one. ``behind``: leaves out as many windows in
+        front, as far as there are enough behind them.
         """
-        return self._heldout(domain, sequences)[:2]
+        return self._heldout(domain, sequences, behind)[:2]
 
-    def heldout_positions(self, domain: str, sequences: int) -> Tensor | None:
+    def heldout_positions(self, domain: str, sequences: int, behind: int = 0) -> Tensor | None:
         """The position of each of these tokens in its document; None if documents are not
         isolated.
         """
-        return self._heldout(domain, sequences)[2]
+        return self._heldout(domain, sequences, behind)[2]
 
-    def _heldout(self, domain: str, sequences: int) -> tuple[Tensor, Tensor, Any]:
-        one = self._domains[domain]
+    def _heldout(self, domain: str, sequences: int, behind: int) -> tuple[Tensor, Tensor, Any]:
+        one, asked = self._domains[domain], behind + sequences
         size = payload(self.sequence_length, self.bos)
-        if sequences > one.heldout.count:
-            one.store.ensure(0, sequences * size, self._talk)
-        windows = _sequences(self._spec, one.store, "heldout", self.bos, sequences)
-        if windows.count < sequences and domain not in self._told:
-            self._told.add(domain)
+        if asked > one.heldout.count:
+            one.store.ensure(0, asked * size, self._talk)
+        windows = _sequences(self._spec, one.store, "heldout", self.bos, asked)
+        if windows.count < asked and (pair := f"{domain} {behind}") not in self._told:
+            self._told.add(pair)
+            both = f": {behind} that are evaluated, {sequences} for the mixture" if behind else ""
             self._talk.notice(
                 f"domain '{domain}': held-out text ({sources.how_held_out(one.spec)}) for "
-                f"{windows.count} of the {sequences} sequences asked for"
+                f"{windows.count} of the {asked} sequences asked for{both}"
             )
-        count = min(windows.count, sequences)
-        return stacked([(windows, n) for n in range(count)], self.sequence_length)
+        end = min(windows.count, asked)
+        begin = min(behind, max(0, end - sequences))
+        return stacked([(windows, n) for n in range(begin, end)], self.sequence_length)
 
     def summary(self) -> dict[str, DomainSummary]:
         """Returns sizes, origin and a hash of the tokens used, by domain."""

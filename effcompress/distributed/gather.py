@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from effcompress.distributed.rows import is_sharded, whole, write_back
+from effcompress.distributed.rows import is_sharded, shard_like, whole, write_back
 
 Places = list[tuple[nn.Module, str]]
 
@@ -19,8 +19,9 @@ Places = list[tuple[nn.Module, str]]
 @contextmanager
 def gathered(module: nn.Module, *, apart: nn.Module | None = None) -> Iterator[None]:
     """Gathers the sharded parameters of a module inside, without those of its part ``apart``.
-    Changes of the weights are in every rank's rows afterwards. Every rank must enter, and change
-    them alike; leaving sends nothing.
+    Changes of the weights are in every rank's rows afterwards; those of another shape, and
+    parameters that are new, are sharded. Every rank must enter, and change them alike; leaving
+    sends nothing.
     """
     there = set() if apart is None else {id(p) for p in apart.parameters()}
     every = [found for key, found in places_of(module).items() if key not in there]
@@ -28,12 +29,24 @@ def gathered(module: nn.Module, *, apart: nn.Module | None = None) -> Iterator[N
     full = [nn.Parameter(whole(p), requires_grad=p.requires_grad) for p, _ in held]
     for whole_p, (_, found) in zip(full, held, strict=True):
         put(whole_p, found)
+    before = {id(whole_p): p for whole_p, (p, _) in zip(full, held, strict=True)}
     try:
         yield
     finally:
-        for whole_p, (p, found) in zip(full, held, strict=True):
-            write_back(p.detach(), whole_p.detach())
-            put(p, found)
+        now = places_of(module) if before else {}
+        for key, (p, found) in now.items():
+            if key not in there and not is_sharded(p):
+                put(_sharded(p, before.get(key), held[0][0]), found)
+
+
+def _sharded(now: nn.Parameter, before: nn.Parameter | None, like: nn.Parameter) -> nn.Parameter:
+    """Returns ``before`` with the rows of ``now``, or a new parameter where there was none, or one
+    of another shape, on the ranks of ``like``.
+    """
+    if before is not None and before.shape == now.shape:
+        write_back(before.detach(), now.detach())
+        return before
+    return nn.Parameter(shard_like(now.detach(), like), requires_grad=now.requires_grad)
 
 
 @contextmanager

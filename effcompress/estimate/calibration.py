@@ -1,5 +1,6 @@
 """Computes what processes send each other where a sharded model reads calibration text: for the
-scores of a cut, for a refit, and to make zeros. Sums of a few numbers per layer are left out.
+scores of a cut, for a refit, to slice a rotated stream, and to make zeros. Sums of a few numbers
+per layer are left out.
 
 Passes through the whole model gather it once, and once more for a backward; passes that take one
 layer at a time gather each layer when it has its turn, whatever the number of sequences, and in two
@@ -20,6 +21,7 @@ from effcompress.estimate.communication import (
 from effcompress.estimate.feasibility import SizedModel, skipped_layers
 from effcompress.estimate.memory import projections
 from effcompress.injectable import ABLATED, BACKWARD
+from effcompress.model.lineage import STREAM
 from effcompress.removal.repairs import for_experts, for_linears
 from effcompress.sparsity.magnitude import reads_inputs
 from effcompress.spec import PruneSpec, Recipe
@@ -137,6 +139,48 @@ def per_refit(found: SizedModel, recipe: Recipe, final: Widths, processes: int) 
         Message("layers of both models", "all_gather", both, shards),
         Message("moments to fit", "all_reduce", summed),
         Message("fitted weights", "broadcast", FP32 * fitted),
+    ]
+    return [message for message in listed if message.bytes]
+
+
+def per_rotation(found: SizedModel, recipe: Recipe, processes: int) -> list[Message]:
+    """Returns the messages of slicing a rotated stream: second moments and, with a refit, those of
+    every residual addition, which are summed; bases and fits, which rank 0 chooses; and the layers
+    of a sharded model, one at a time: all of the source model, and twice what is left of them, to
+    see that logits stay. The bytes of bases and fits are an estimate.
+    """
+    prune, source = recipe.prune, found.source
+    assert prune is not None and prune.rotate is not None and source is not None
+    stream, layers = found.config[STREAM], len(found.axes.depth.layers)
+    outer, width = stream["channels"], found.axes.widths["hidden"]
+    blocks = layers * (1 if stream["parallel"] else 2)
+    fit, count = prune.refit, prune.measure.sequences
+    if fit is not None:
+        count = min(count, prune.measure.refit_sequences)
+    shared = count >= 2 * processes
+    moments = (1 + blocks) * outer**2
+    inputs, parts = width + outer, 1 + bool(fit is not None and fit.candidates)
+    sums = inputs**2 + outer * inputs + inputs + outer + 1 + 1  # the last: tokens
+    fits = 0 if fit is None else blocks
+    sharded, shards = 0, shards_of(recipe, processes)
+    if shards > 1:
+        sharded = by_layer(source.axes, {}, shards)
+        within = [p for p in found.axes.shapes if p.startswith(f"{stream['layers']}.")]
+        sharded += 2 * FP32 * shard_elements(found.axes, {}, shards, within)
+        # What is outside the layers once more: the embedding is sliced unless it is kept, and at
+        # the end there is an output matrix where the source's was the embedding.
+        before = [param for param in source.axes.shapes if not source.axes.gates[param]]
+        sliced = [p for p in {*before, f"{stream['head']}.weight"} if p in found.axes.shapes]
+        norms = [param for param in before if param not in found.axes.shapes]
+        again = 0 if stream["mapped"] else shard_elements(source.axes, {}, shards, before)
+        again += shard_elements(found.axes, {}, shards, sliced)
+        sharded += FP32 * (again + shard_elements(source.axes, {}, shards, norms))
+    listed = [
+        Message("second moments", "all_reduce", FP64 * moments * shared),
+        Message("rotations", "broadcast", FP64 * moments),
+        Message("moments to fit", "all_reduce", FP64 * parts * sums * fits * shared),
+        Message("fitted weights", "broadcast", FP64 * outer * inputs * fits),
+        Message("layers, one at a time", "all_gather", sharded, shards),
     ]
     return [message for message in listed if message.bytes]
 

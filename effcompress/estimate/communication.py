@@ -165,12 +165,6 @@ def per_cut(
     weights go there and back; of ``rank``, else of the process that sends the most. The bytes of
     the decision are an estimate, the others are exact.
     """
-    if prune.rotate is not None:
-        outer, places = found.axes.widths["outer"], 2 * len(found.axes.depth.layers) + 1
-        return [
-            Message("second moments", "all_reduce", FP64 * places * outer**2),
-            Message("rotations", "broadcast", FP64 * places * outer**2),
-        ]
     axes, decided = found.axes, DECIDED * groups + NAMED * len(found.sets) + 2 * FP64
     messages = [Message("decision", "broadcast", decided)]
     messages.append(Message("operations", "all_reduce", FP64))  # as the record counts them

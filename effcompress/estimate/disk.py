@@ -43,7 +43,7 @@ class Stored:
 def texts(recipe: Recipe, found: SizedModel | None) -> list[Text]:
     """Returns the token files of every domain, as long as they can become."""
     mixed, sequences = recipe.data.mixture, recipe.evaluate.sequences
-    heldout = max(sequences, mixed.sequences) if mixed else sequences
+    heldout = sequences + (mixed.sequences if mixed else 0)
     plain = source.of_bytes(recipe.model)
     asked = data.to_tokenise(recipe.data, total_tokens(recipe), heldout, of_bytes=plain)
     few = found is None or found.axes.widths["vocab"] <= 1 << 16

@@ -8,7 +8,12 @@ from typing import Any
 from effcompress.answer import Answer, Table
 from effcompress.errors import RecipeError
 from effcompress.estimate.at_sizes import is_target, points_at
-from effcompress.estimate.calibration import per_calibration, per_refit, per_sparsify
+from effcompress.estimate.calibration import (
+    per_calibration,
+    per_refit,
+    per_rotation,
+    per_sparsify,
+)
 from effcompress.estimate.check import check
 from effcompress.estimate.communication import (
     Message,
@@ -386,11 +391,15 @@ def _messages(
         messages["calibration"] = per_calibration(found, recipe, {}, processes)
     if prune is not None:
         each, wide = max(1, timeline.groups // max(1, timeline.cuts)), found.axes.widths
-        messages["cut"] = per_cut(*(found, prune, wide, each), shards=shards, processes=processes)
+        how: Any = {"shards": shards, "processes": processes}
+        rotates, cut = prune.rotate is not None, (found, prune, wide, each)
+        messages["cut"] = (
+            per_rotation(found, recipe, processes) if rotates else per_cut(*cut, **how)
+        )
         messages["commit"] = per_commit(found, wide, shards=shards)
-    if prune is not None and prune.refit is not None and shards > 1:
-        narrow = wide if prune.refit_at == "commits" else final
-        messages["refit"] = per_refit(found, recipe, narrow, processes)
+        if prune.refit is not None and shards > 1 and not rotates:
+            narrow = wide if prune.refit_at == "commits" else final
+            messages["refit"] = per_refit(found, recipe, narrow, processes)
     if recipe.sparsify is not None and shards > 1:
         messages["zeros"] = per_sparsify(found, recipe, final, processes)
     return messages

@@ -231,7 +231,8 @@ class _Need:
         dense, left = Held(weights=FP32 * axes.count() / self.shards), self._standing(self.final)
         if spec.agreement:  # two models, and the log-probabilities of both
             left = replace(left, weights=left.weights + dense.weights)
-            return replace(left, logits=2 * logits)
+            gathered = max(self._whole(axes.widths), self._whole(self.final))
+            return replace(left, logits=2 * logits, gathered=gathered)
         return max(
             replace(dense, logits=logits, gathered=self._whole(axes.widths)),
             replace(left, logits=logits, gathered=self._whole(self.final)),
@@ -384,7 +385,8 @@ class _Need:
         if self.recipe.train is None:
             standing = replace(standing, moments=0.0, buckets=0.0)
         if prune.rotate is not None:
-            return replace(standing, moments=0.0, buckets=0.0, working=self._rotation(prune))
+            standing = replace(standing, gathered=self._turn(), working=self._rotation(prune))
+            return replace(standing, moments=0.0, buckets=0.0)
         if prune.measure.source == "calibration":
             standing = replace(standing, grams=self._grams(wide))
         # A second model of the source model's shape, to time beside.
@@ -458,6 +460,19 @@ class _Need:
         outside, large = layer_sizes(self.found.axes, self.found.axes.widths)
         _, small = layer_sizes(self.found.axes, self.final)
         return FP32 * (outside + max(large, default=0) + max(small, default=0))
+
+    def _turn(self) -> float:
+        """Returns the bytes that are unsharded while the stream is rotated: a layer of the source
+        model, everything outside its layers, and what the sliced one has beside that (its output
+        matrix, where the source's is the embedding).
+        """
+        if self.shards == 1 or self.found.source is None:
+            return 0.0
+        source, axes = self.found.source.axes, self.found.axes
+        outside, layers = layer_sizes(source, source.widths)
+        more = {p for p in axes.shapes if not axes.gates[p]}.difference(source.shapes)
+        outside += sum(axes.numel(p, axes.widths) for p in more)
+        return FP32 * (outside + max(layers, default=0))
 
     def _calibrated(
         self, prune: PruneSpec, standing: Held, wide: Widths, *, bf16: bool

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from effcompress.distributed.world import ALONE, World
+from effcompress.distributed.world import ALONE, World, needs_all_ranks
 from effcompress.errors import RunError
-from effcompress.evaluation.perplexity import batches_of
+from effcompress.evaluation.perplexity import batches_of, in_turn
 from effcompress.isolation import placed
 
 
@@ -43,7 +43,8 @@ def agreement(
     modes = [(model, model.training) for model in (source, module)]
     same, total, tokens = 0, 0.0, 0
     batches = batches_of(ids_NT, batch_size, counted_NT, positions_NT)
-    for ids_BT, counted_BT, positions_BT in batches[world.rank :: world.size]:
+    together = needs_all_ranks(source) or needs_all_ranks(module)
+    for ids_BT, counted_BT, positions_BT in in_turn(batches, world, together=together):
         counted = counted_BT[:, 1:].flatten()
         first_TV, other_TV = (
             _log_probabilities(model.eval(), ids_BT, positions_BT)[counted]

@@ -1,7 +1,7 @@
 """Computes perplexity: exp of the mean negative log-likelihood per predicted token."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +35,15 @@ def perplexity(
     training = module.training
     module.eval()
     device = next(module.parameters()).device
+    cached = not needs_all_ranks(module)
     total, tokens = 0.0, 0
     batches = batches_of(ids_NT, batch_size, counted_NT, positions_NT)
     if not any(bool(counted_BT[:, 1:].any()) for _, counted_BT, _ in batches):
         raise RunError("no token of the held-out text is predicted, so there is no perplexity")
-    own = range(world.rank, len(batches), world.size)
-    if needs_all_ranks(module):  # ranks without a last batch run one in which no token counts
-        ids_BT, counted_BT, positions_BT = batches[-1]
-        empty = (ids_BT, torch.zeros_like(counted_BT), positions_BT)
-        batches += [empty] * (-len(batches) % world.size)
-    for number in range(world.rank, len(batches), world.size):
-        ids_BT, counted_BT, positions_BT = batches[number]
+    for ids_BT, counted_BT, positions_BT in in_turn(batches, world, together=not cached):
         ids_BT, counted_BT = ids_BT.to(device), counted_BT.to(device)
         how = placed(module, positions_BT)
-        cached = not needs_all_ranks(module)
-        there = nullcontext() if number in own else aside()
-        with there, autocast(device, precision, cached=cached):
+        with autocast(device, precision, cached=cached):
             logits = module(input_ids=ids_BT, use_cache=False, **how).logits[:, :-1]
         losses = functional.cross_entropy(
             logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none"
@@ -72,14 +65,28 @@ def perplexity(
     )
 
 
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""Windows, which of their tokens count, and the positions of these (None: those of the row)."""
+
+
 def batches_of(
     ids_NT: Tensor, batch_size: int, counted_NT: Tensor | None, positions_NT: Tensor | None
-) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Returns the windows in batches, each with which of its tokens count (all, where that is not
-    said) and their positions (None: those of the row).
-    """
+) -> list[Batch]:
+    """Returns the windows in batches; where ``counted_NT`` is None, all of their tokens count."""
     if counted_NT is None:
         counted_NT = torch.ones_like(ids_NT, dtype=torch.bool)
     split = [each.split(batch_size) for each in (ids_NT, counted_NT)]
     placed_NT = (None,) * len(split[0]) if positions_NT is None else positions_NT.split(batch_size)
     return [*zip(*split, placed_NT, strict=True)]
+
+
+def in_turn(batches: Sequence[Batch], world: World, *, together: bool) -> Iterator[Batch]:
+    """Yields the batches of this rank, every ``size``-th. ``together``: every rank gets as many, so
+    that all enter each pass; those without a last batch get one in which no token counts, and what
+    they compute for it is not the method's.
+    """
+    yield from batches[world.rank :: world.size]
+    if together and world.rank >= len(batches) % world.size > 0:
+        ids_BT, counted_BT, positions_BT = batches[-1]
+        with aside():
+            yield ids_BT, torch.zeros_like(counted_BT), positions_BT

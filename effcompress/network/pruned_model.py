@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from effcompress import groups
+from effcompress.distributed.gather import places_of, put
 from effcompress.distributed.rows import shard_like
 from effcompress.model.lineage import STREAM, depth_of, parent_of
 from effcompress.model.modeling_pruned import rotate, silent, untie
@@ -255,8 +256,11 @@ class PrunedModel:
         if tied and not stream["mapped"]:
             untie(self.module)
         rotate(self.module, dict(stream))
-        for name, p in self.module.named_parameters():
-            p.data = p.data.new_empty(tensors[name].shape)
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        like = next(self.module.parameters())  # the embedding: sharded if anything is
+        for key, (p, places) in places_of(self.module).items():
+            empty = torch.empty(tensors[names[key]].shape, dtype=p.dtype, device=p.device)
+            put(nn.Parameter(shard_like(empty, like), requires_grad=p.requires_grad), places)
         self.adopt(config)
 
 

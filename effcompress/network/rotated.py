@@ -15,6 +15,7 @@ the block's last weight, so sizes stay.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from effcompress.distributed.gather import gathered, gathered_in_turn
 from effcompress.distributed.repeated import by_all
 from effcompress.distributed.world import World
 from effcompress.isolation import placed
@@ -148,7 +150,7 @@ def rotate_stream(
             work.begin(block)
         work.layer(block)
         tell(block.number + 1, work.layers)
-    with by_all(world):
+    with by_all(world), work.outside():
         difference, largest = work.end(ids_NT[own][:1], positions_NT)
     module.train(training)
     pruned.adopt(shape.config)
@@ -183,8 +185,16 @@ class _Work:
         self.sources = block.inputs if self.method.fit else []
         self.basis_DK = self._basis(block.inputs, 0, "attention", self.width)
         self.into_DK = self._centred(self.basis_DK, 0)
-        if self.stream["mapped"]:
-            return
+        if not self.stream["mapped"]:
+            with self.outside():
+                self._embed()
+
+    def outside(self) -> AbstractContextManager[None]:
+        """Gathers what is outside the layers of a sharded model."""
+        return gathered(self.module, apart=self.module.get_submodule(self.family.layers))
+
+    def _embed(self) -> None:
+        """Writes the basis into the embedding."""
         model: Any = self.module
         if model.config.tie_word_embeddings:
             untie(model)
@@ -236,7 +246,9 @@ class _Work:
         layers: Any = self.module.get_submodule(self.stream["layers"])
 
         def logits() -> Tensor:
-            return self.module(input_ids=ids_1T.to(device), use_cache=False, **how).logits.float()
+            with gathered_in_turn([*layers]):
+                found = self.module(input_ids=ids_1T.to(device), use_cache=False, **how).logits
+            return found.float()
 
         with layers[-1].register_forward_hook(lambda *_: behind):
             before = logits()

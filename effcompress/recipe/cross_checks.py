@@ -557,10 +557,7 @@ def _sharded(recipe: Recipe, _: Document) -> Rows:
     shard, whole = "distributed.mode shard:", "needs the whole model in each process"
     prune = recipe.prune
     replicate = f"Write {REPLICATE}."
-    what = f"{shard} evaluate.agreement {whole}"
-    fix = "Remove it, and measure the result with `effcompress eval`."
-    yield Row(recipe.evaluate.agreement, ("evaluate", "agreement"), what, fix)
-    for key in ("rotate", "search", "allocation"):
+    for key in ("search", "allocation"):
         what = f"{shard} prune.{key} {whole}"
         yield Row(prune and getattr(prune, key), ("prune", key), what, replicate)
 

@@ -90,14 +90,15 @@ def scores(
     spec: EvaluateSpec,
     world: World,
     source: nn.Module | None = None,
+    behind: int = 0,
 ) -> dict[str, DomainScore]:
     """Returns loss and perplexity of the held-out text of each domain, and how far predictions
-    agree with those of ``source``.
+    agree with those of ``source``. ``behind``: windows that are left out in front.
     """
     listed: dict[str, DomainScore] = {}
     for domain in corpus.domains:
-        ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences)
-        positions_NT = corpus.heldout_positions(domain, spec.sequences)
+        ids_NT, trained_NT = corpus.heldout_trained(domain, spec.sequences, behind)
+        positions_NT = corpus.heldout_positions(domain, spec.sequences, behind)
         of = module, ids_NT, spec.batch_size, trained_NT, world, positions_NT
         try:
             found = evaluation.perplexity(*of)

@@ -24,10 +24,8 @@ ROUNDING = 1e-3
 """What the weights of a plugin may miss 1 by, before they are normalised in fp64."""
 
 
-def begin(state: RunState, before: events.Evaluation, log: Log) -> None:
-    """Determines the reference losses, before anything is cut, and records them. ``before``:
-    the evaluation of the source model, whose losses are taken if they are of the same sequences.
-    """
+def begin(state: RunState, log: Log) -> None:
+    """Determines the reference losses, before anything is cut, and records them."""
     spec = state.recipe.data.mixture
     if spec is None:
         return
@@ -36,8 +34,6 @@ def begin(state: RunState, before: events.Evaluation, log: Log) -> None:
         state.reference = {name: float(spec.reference[name]) for name in state.corpus.domains}
     elif spec.reference == "scaling":
         state.reference = data.predicted(spec.scaling, state.target_params)
-    elif spec.sequences == state.recipe.evaluate.sequences:
-        losses = {name: score.loss for name, score in before.domains.items()}
     else:
         losses = heldout_losses(state, spec.sequences)
     state.reference = state.reference or losses
@@ -49,11 +45,13 @@ def begin(state: RunState, before: events.Evaluation, log: Log) -> None:
 def heldout_losses(state: RunState, sequences: int) -> dict[str, float]:
     """Domain -> held-out loss in nats per token of the model as it is, in evaluation mode and,
     where masks are learned, under gates without noise. Every measurement of a mixture is made
-    here, by all ranks.
+    here, by all ranks, on windows behind those that the run is evaluated on: what a result is
+    judged by does not steer its training.
     """
     spec = replace(state.recipe.evaluate, sequences=sequences)
+    behind = state.recipe.evaluate.sequences
     with deterministic(state), counted(state):
-        found = scores(state.to_call, state.corpus, spec, state.world)
+        found = scores(state.to_call, state.corpus, spec, state.world, behind=behind)
     return {name: score.loss for name, score in found.items()}
 
 

@@ -57,7 +57,7 @@ def corpus_of(
         tokenizer,
         cache_root(),
         train_tokens=total_tokens(recipe) if training else 0,
-        heldout_sequences=max(sequences, mixed.sequences) if mixed and training else sequences,
+        heldout_sequences=sequences + (mixed.sequences if mixed and training else 0),
         offline=offline,
         seed=recipe.seed,
         progress=lambda what, fraction: say(f"{what} {fraction:.0%}"),
@@ -117,7 +117,7 @@ def begin(state: RunState, model: LoadedModel, log: Log, *, offline: bool) -> No
     if before.known:
         log.note("the dense model was evaluated by an earlier run: its result is taken")
     log.event(before)
-    mixture.begin(state, before, log)
+    mixture.begin(state, log)
 
 
 def _target(state: RunState) -> int | None:
@@ -135,5 +135,5 @@ def evaluated(state: RunState, log: Log, *, when: str, offline: bool) -> Evaluat
     if when == "after" and state.recipe.evaluate.agreement:
         log.note("loading the source model to compare with")
         source, _ = source_again(state, log, offline=offline)
-        how["source"] = source.to(state.device)
+        how["source"] = state.beside(source)
     return evaluate(*of, when=when, offline=offline, **how)

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from effcompress.selection.candidates import Candidate, beside
 from effcompress.selection.sizes import Sizes
-from effcompress.types import DEPTH, AxisMap, Widths, axis_kind
+from effcompress.types import DEPTH, AxisMap, Widths, axis_kind, axis_layer
 
 TOLERANCE = 0.005
 """A target is met within half a percent."""
@@ -33,7 +33,13 @@ class Reachability:
         self.pool_sizes = {p: sum(candidates[k].size for k in ks) for p, ks in self._pools.items()}
         """Pool -> its units before anything went."""
         self._kinds = list(dict.fromkeys(c.kind for c in candidates))
-        self._beside = beside(candidates)
+        near = beside(candidates)
+        self._layers = [members for k, members in near.items() if members[:1] == [k]]
+        """Candidates of each layer, where layers or blocks may go whole."""
+        self._layer = [
+            next((n for n, members in enumerate(self._layers) if k in members), None) for k in near
+        ]
+        """Candidate -> its place in ``_layers``."""
         self.all_go = self._at_the_end() and not any(c.after or c.until < 1 for c in candidates)
         """Whether the target is what is left when nothing more may go (a shape): then any order of
         removals leads there.
@@ -49,6 +55,9 @@ class Reachability:
         self._most: int | None = None
         self._ends: dict[tuple[Any, ...], bool] = {}
         """Memo of the search: state -> whether the target can be met from there."""
+        self._way: list[int] = []
+        """Candidates that gave a stride on the way that the last search found, the last one first.
+        """
 
     def leading(self, fit: list[int], sizes: Sizes) -> list[int]:
         """Returns those of ``fit`` after whose next stride the target can still be met."""
@@ -156,11 +165,13 @@ class Reachability:
 
     def _floors_hold(self, layer: str, sizes: Sizes) -> bool:
         """Returns whether every pool of blocks stays at its floor when this layer goes whole."""
-        after = {**sizes.widths, layer: 0}
+        gone = axis_layer(layer)
         for pool, members in self._pools.items():
-            names = [self.candidates[k].sets[0] for k in members if pool != "layer"]
-            left = sum(after[name] for name in names if self.axes.living(name, after))
-            if names and left < self.candidates[members[0]].floor:
+            floor = self.candidates[members[0]].floor
+            if pool == "layer" or not floor:
+                continue
+            stay = (k for k in members if axis_layer(self.candidates[k].sets[0]) != gone)
+            if sum(sizes.width(k) for k in stay if sizes.unit(k) > 0) < floor:
                 return False
         return True
 
@@ -177,20 +188,41 @@ class Reachability:
         """Returns whether the target can be met after the next stride of candidate ``k``; also
         true where the search runs out of ``TRIES``.
         """
+        after = self._after(k, sizes)
+        if self._goes_the_same_way(after.copy()):
+            return True
+        self._way.clear()
         most, limit = TRIES // len(self.candidates), sys.getrecursionlimit()
         # The search is as deep as there are strides, and Python allows a thousand calls.
         sys.setrecursionlimit(limit + most)
         try:
-            return self._leads_there(self._after(k, sizes), iter(range(most)))
+            return self._leads_there(after, iter(range(most)))
         except StopIteration:
             return True
         finally:
             sys.setrecursionlimit(limit)
 
-    def _available(self, sizes: Sizes) -> list[int]:
-        """Returns the candidates that may give a stride at these sizes."""
-        every = range(len(self.candidates))
-        return [k for k in every if self.in_range(k, sizes) and self.fits(k, sizes)]
+    def _goes_the_same_way(self, sizes: Sizes) -> bool:
+        """Returns whether the strides of the last way, as far as they fit, lead from these sizes to
+        the target; ``sizes`` is changed. Spares most searches: two that follow each other differ in
+        one stride.
+        """
+        for k in reversed(self._way):
+            if self.in_range(k, sizes) and self.fits(k, sizes):
+                sizes.take(k, self.stride(k, sizes))
+        return self.met(sizes) or self.bridged(range(len(self.candidates)), sizes)
+
+    def _available(self, sizes: Sizes) -> dict[tuple[Any, ...], int]:
+        """Returns a candidate of each class of those that may give a stride at these sizes."""
+        around = [self._widths(members, sizes) for members in self._layers]
+        found: dict[tuple[Any, ...], int] = {}
+        for k, c in enumerate(self.candidates):
+            layer = self._layer[k]
+            near = () if layer is None else around[layer]
+            alike = (self.frees(k, sizes), c.kind, near)
+            if alike not in found and self.in_range(k, sizes) and self.fits(k, sizes):
+                found[alike] = k
+        return found
 
     def _leads_there(self, sizes: Sizes, tries: Iterator[int]) -> bool:
         """Depth-first search with a memo: whether strides lead from these sizes to the target.
@@ -201,13 +233,15 @@ class Reachability:
             return True
         state = self._state(sizes)
         if state not in self._ends:
-            here = self._available(sizes)
+            branches = self._available(sizes)
             next(tries)  # before the memo is written: an unfinished search must not be remembered
-            branches = {self._alike(k, sizes): k for k in here}
             found = False
             # Largest strides first: they leave the fewest that follow.
             for alike in sorted(branches, reverse=True):
-                found = found or self._leads_there(self._after(branches[alike], sizes), tries)
+                k = branches[alike]
+                if found := self._leads_there(self._after(k, sizes), tries):
+                    self._way.append(k)
+                    break
             self._ends[state] = found
         return self._ends[state]
 
@@ -219,7 +253,12 @@ class Reachability:
         """Returns widths and unit costs in the layer of candidate ``k``, where that layer may go
         whole; empty elsewhere.
         """
-        return tuple((sizes.width(j), sizes.unit(j)) for j in self._beside[k])
+        layer = self._layer[k]
+        return () if layer is None else self._widths(self._layers[layer], sizes)
+
+    @staticmethod
+    def _widths(members: list[int], sizes: Sizes) -> tuple[tuple[int, int], ...]:
+        return tuple((sizes.width(j), sizes.unit(j)) for j in members)
 
     def _state(self, sizes: Sizes) -> tuple[Any, ...]:
         """Returns the key of the memo: parameters, and units left of every kind (256 channels can
@@ -229,8 +268,7 @@ class Reachability:
         left = dict.fromkeys(self._kinds, 0)
         for k, c in enumerate(self.candidates):
             left[c.kind] += sizes.width(k)
-        firsts = (k for k, near in self._beside.items() if near[:1] == [k])
-        layers = sorted(self._around(k, sizes) for k in firsts)
+        layers = sorted(self._widths(members, sizes) for members in self._layers)
         return (sizes.params, *left.values(), *layers)
 
     def bridged(self, some: Iterable[int], sizes: Sizes) -> bool:

@@ -22,10 +22,12 @@ SOURCE = {
 NAMES = [
     *("Sheared-LLaMA", "Sheared-LLaMA, dynamic", "Sheared-LLaMA, A's widths", "CoFi"),
     *("A, dynamic", "B, dynamic", "dense, trained", "A", "B", "LLM-Pruner once"),
-    *("LLM-Pruner once + KD and LM", "LLM-Pruner in the loop", "FLAP once", "Minitron once"),
+    *("LLM-Pruner once, dynamic", "LLM-Pruner once + KD and LM", "LLM-Pruner in the loop"),
+    *("FLAP once", "Minitron once"),
     *("Minitron once + KD", "Minitron once + KD and LM", "Adapt-Accel", "SliceGPT once"),
     *("SliceGPT once + LoRA", "A's saliency, once", "A's saliency, once + KD and LM"),
-    *("B's saliency and update, once", "one_shot once", "one_shot once + KD and LM"),
+    *("B's saliency and update, once", "one_shot once", "one_shot once, dynamic"),
+    "one_shot once + KD and LM",
     *("magnitude once", "random once", "scaled by hand, once", "from scratch, A's shape"),
     "from scratch, scaled by hand",
 ]

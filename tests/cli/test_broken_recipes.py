@@ -746,9 +746,6 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         19,
         ("distributed.gather", "bf16"),
     ),
-    "a sharded rotation": located(
-        rotating() + SHARD, "rotate", "prune.rotate needs the whole model", "mode: replicate"
-    ),
     "a sharded search": located(
         searching() + SHARD, "search", "prune.search needs the whole model", "mode: replicate"
     ),
@@ -767,11 +764,6 @@ BROKEN: dict[str, tuple[str, int, tuple[str, ...]]] = {
         + "distributed: {mode: shard, replicas: 2}\n",
         20,
         ("distributed.replicas: peft", "replicas: 1"),
-    ),
-    "sharded agreement": (
-        RECIPE + "evaluate: {agreement: true}\n" + SHARD,
-        19,
-        ("mode shard: evaluate.agreement", "effcompress eval"),
     ),
     "mixture: a knob of no mixture": (
         mixed("{name: dynamic, etta: 2}"),

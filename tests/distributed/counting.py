@@ -28,6 +28,7 @@ from effcompress.runner import recovery
 from effcompress.runner.measuring import calibrated, listening, observe
 from effcompress.runner.prune import commit_event, prune_event
 from effcompress.runner.recovery import refit_event
+from effcompress.runner.rotate import rotate_event
 from effcompress.runner.source_model import load_source, provenance_of
 from effcompress.runner.sparsify import sparsify_event
 from effcompress.runner.start import corpus_of
@@ -105,7 +106,10 @@ def calibrating(path: Path, cases: Mapping[str, Sequence[str]], output: Path) ->
                 act(*given)
                 into[what] = {kind: count for kind, count in here.items() if kind != "decision"}
 
-            if recipe.prune is not None:
+            if recipe.prune is not None and recipe.prune.rotate is not None:
+                counting("rotation", rotate_event, state, recipe.prune, recipe.prune.rotate, log)
+                found["widths"] = {}
+            elif recipe.prune is not None:
                 counting("calibration", calibrated, state, recipe.prune, log)
                 found["propagated"] = {}
 

@@ -93,13 +93,6 @@ def test_compiled_layers(tmp_path: Path) -> None:
             [*ONCE, "prune.allocation=dynamic_program", "prune.selector=null"],
             "shard: prune.allocation needs",
         ),
-        (
-            [
-                *(*ONCE, "prune.space=[hidden]", "prune.criterion=null", "prune.selector=null"),
-                *("prune.rotate=slicegpt", "prune.target={shape: {hidden: 24}}"),
-            ],
-            "shard: prune.rotate needs",
-        ),
     ],
 )
 def test_what_needs_the_whole_model_is_refused(tmp_path: Path, sets: list[str], says: str) -> None:

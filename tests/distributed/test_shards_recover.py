@@ -27,6 +27,8 @@ CUT = [
 ]
 """Widths and depth go, so that the teacher has other channels and layers than the model."""
 TASKS = ["evaluate.tasks={wheel: toy-tasks==1.0, limit: 4, batch_size: 3}"]
+ALIKE = ["evaluate.agreement=true", "evaluate.sequences=5", "evaluate.batch_size=2"]
+"""Three batches a domain: neither two processes nor four have as many each."""
 HIDDEN = "{temperature: 2, text_weight: 0.5, hidden_weight: 0.5, teacher: fp32}"
 LORA = "recover.lora={rank: 3, alpha: 8, dropout: 0}"
 
@@ -55,7 +57,7 @@ def objectives(folder: Path) -> list[float]:
 def test_recovery_and_tasks(tmp_path: Path, cache: Path) -> None:
     paths = {name: written(tmp_path / name, name) for name in ("distill", "lora")}
     cases: dict[str, tuple[Path, list[str]]] = {
-        "distilled": (paths["distill"], [f"recover.distill={HIDDEN}", *TASKS]),
+        "distilled": (paths["distill"], [f"recover.distill={HIDDEN}", *TASKS, *ALIKE]),
         "low_rank": (paths["lora"], [LORA]),
         "low_rank_taught": (
             paths["lora"],
@@ -92,5 +94,12 @@ def test_recovery_and_tasks(tmp_path: Path, cache: Path) -> None:
             for domain, found in before["domains"].items():
                 assert after["domains"][domain]["loss"] == pytest.approx(found["loss"], abs=1e-4)
     folders = [tmp_path / f"{number}_distilled" for number in ("one", "two", "four")]
+    (domains, *others) = [events(folder, "evaluation")[-1]["domains"] for folder in folders]
+    for name, alone in domains.items():
+        assert 0.0 < alone["agreement"] < 1.0 and alone["divergence"] > 0.0
+        for other in (domains_of[name] for domains_of in others):
+            # A nearly equal pair of logits may change places.
+            assert other["agreement"] == pytest.approx(alone["agreement"], abs=0.02)
+            assert other["divergence"] == pytest.approx(alone["divergence"], rel=1e-3)
     scores = [[e["tasks"] for e in events(folder, "evaluation")] for folder in folders]
     assert len(scores[0]) == 2 and scores[0] == scores[1] == scores[2]

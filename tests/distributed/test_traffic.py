@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from effcompress import load_recipe
-from effcompress.estimate.calibration import per_calibration, per_refit, per_sparsify
+from effcompress.estimate.calibration import (
+    per_calibration,
+    per_refit,
+    per_rotation,
+    per_sparsify,
+)
 from effcompress.estimate.communication import (
     Message,
     losing,
@@ -37,7 +42,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def by_collective(said: list[Message]) -> dict[str, int]:
     found: dict[str, int] = {}
     for m in said:
-        if m.what not in ("decision", "fitted weights"):  # estimates
+        if m.what not in ("decision", "fitted weights", "rotations"):  # estimates
             found[m.collective] = found.get(m.collective, 0) + m.bytes
     return found
 
@@ -161,6 +166,11 @@ def test_bytes_of_a_recovery(tmp_path: Path, method: str) -> None:
 
 ONCE = ["distributed.mode=shard", "train=null", "prune.schedule={name: once, at: 0}"]
 HELD = ["prune.space=[{name: attention}, {name: ffn}]", "prune.repair=[]"]
+ROTATE = [
+    *(*ONCE, "prune.space=[hidden]", "prune.criterion=null", "prune.selector=null"),
+    *("prune.repair=[]", "prune.target={shape: {hidden: 24}}", "export.form=exact"),
+    "prune.measure={source: calibration, sequences: 5, refit_sequences: 9}",
+]
 CASES = {
     "taylor": [
         *(*ONCE, "prune.measure={source: calibration, sequences: 5, refit_sequences: 8}"),
@@ -186,6 +196,8 @@ CASES = {
         "prune.measure={source: calibration, sequences: 3, ablation_sequences: 2}",
         *("prune.repair=[]", "export.form=exact"),
     ],
+    "kept": [*ROTATE, "prune.rotate=slicegpt"],
+    "split": [*ROTATE, "prune.rotate={name: slicegpt, tie: split}", "prune.refit=least_squares"],
     "frequency": [  # with the means of what experts return
         *(*ONCE, MIXTURE, "prune.space=[expert]", "prune.target={shape: {expert: 3}}"),
         *("prune.repair=[novice]", "export.form=exact"),
@@ -200,6 +212,7 @@ def test_bytes_and_peaks_where_calibration_text_is_read(tmp_path: Path) -> None:
     """
     path = recipe(tmp_path)
     cases = {name: [f"prune.criterion={name}", *sets] for name, sets in CASES.items()}
+    cases |= {name: CASES[name] for name in ("kept", "split")}  # rotations, without a criterion
     output = tmp_path / "said.json"
     code, said = warm.together(counting.calibrating, path, cases, output, folder=tmp_path)
     assert code == 0, said
@@ -208,21 +221,29 @@ def test_bytes_and_peaks_where_calibration_text_is_read(tmp_path: Path) -> None:
         found, run = sized_model(loaded), loaded.recipe
         assert found is not None and run.prune is not None
         widths = told.pop("widths")
-        (outside, large), (_, small) = (layer_sizes(found.axes, w) for w in ({}, widths))
+        axes = found.axes if found.source is None else found.source.axes
+        (outside, large), (_, small) = (layer_sizes(axes, w) for w in ({}, widths))
         layer, weights = 4 * max(large), found.axes.shapes
         largest = 4 * max(found.axes.numel(p, found.axes.widths) for p in weights)
+        # Untied, the output matrix is beside the embedding.
+        head = found.axes.numel("lm_head.weight", found.axes.widths) if name == "split" else 0
         most = {
             **{"calibration": largest, "propagated": 4 * outside + layer},
             # When the source model begins, the first layer of the other has its turn.
             "refit": 4 * outside + layer + 4 * max(small),
+            "rotation": 4 * outside + layer + 4 * head,
             "zeros": 4 * max(small) if name == "mask_fisher" else 4 * outside + layer,
         }
-        every, turns = per_calibration(found, run, {}, 2), "layers, one at a time"
-        planned = {
-            "calibration": [m for m in every if m.what != turns],
-            "propagated": [m for m in every if m.what == turns],
-        }
-        if run.prune.refit:
+        planned: dict[str, list[Message]]
+        if run.prune.rotate:
+            planned = {"rotation": per_rotation(found, run, 2)}
+        else:
+            every, turns = per_calibration(found, run, {}, 2), "layers, one at a time"
+            planned = {
+                "calibration": [m for m in every if m.what != turns],
+                "propagated": [m for m in every if m.what == turns],
+            }
+        if run.prune.refit and not run.prune.rotate:
             planned["refit"] = per_refit(found, run, widths, 2)
         if run.sparsify:
             planned["zeros"] = per_sparsify(found, run, widths, 2)

@@ -82,9 +82,11 @@ def test_it_rides_on_pruning_aware_training(tmp_path: Path) -> None:
     assert [e["step"] for e in found] == [0, 3, 6, 9, 12, 15, 18]
     assert [e["tokens"] for e in found] == [128 * e["step"] for e in found]
     (before, after) = events(out, "evaluation")
-    source = {name: score["loss"] for name, score in before["domains"].items()}
+    source = found[0]["losses"]
     assert all(e["reference"] == source for e in found)
-    assert found[0]["losses"] == source
+    evaluated = {name: score["loss"] for name, score in before["domains"].items()}
+    assert source.keys() == evaluated.keys()
+    assert all(source[name] != loss for name, loss in evaluated.items()), "of the same windows"
     assert found[0]["weights"] == pytest.approx({"letters": 1 / 3, "numbers": 2 / 3})
     for earlier, later in itertools.pairwise(found):
         assert later["weights"] == pytest.approx(by_hand(later, earlier["weights"]), rel=1e-12)
@@ -109,13 +111,13 @@ def test_losses_are_those_of_the_model_as_it_is(tmp_path: Path, monkeypatch: Any
 
     def both(state: Any, sequences: int) -> dict[str, float]:
         mine = measure(state, sequences)
-        dense = scores(state.module, state.corpus, EvaluateSpec(sequences=5), state.world)
+        dense = scores(state.module, state.corpus, EvaluateSpec(sequences=5), state.world, behind=3)
         seen.append((mine, {n: s.loss for n, s in dense.items()}, state.module.training))
         return mine
 
     monkeypatch.setattr(room, "heldout_losses", both)
     out = ran(tmp_path, DYNAMIC, "data.mixture.sequences=5")
-    assert len(seen) == 7, "five sequences are not the three of the evaluation: measured at step 0"
+    assert len(seen) == 7, "at step 0, too: the three windows of the evaluation are others"
     assert all(mine == other for mine, other, _ in seen)
     assert all(training for *_, training in seen[1:]), "training goes on as before"
     assert [e["losses"] for e in events(out, "mixture")] == [mine for mine, *_ in seen]
@@ -130,7 +132,7 @@ def test_learned_masks_are_measured_without_noise(tmp_path: Path, monkeypatch: A
     def all_three(state: RunState, sequences: int) -> dict[str, float]:
         def losses() -> dict[str, float]:
             spec = EvaluateSpec(sequences=sequences)
-            found = scores(state.module, state.corpus, spec, state.world)
+            found = scores(state.module, state.corpus, spec, state.world, behind=3)
             return {name: score.loss for name, score in found.items()}
 
         masked = losses()
@@ -142,7 +144,7 @@ def test_learned_masks_are_measured_without_noise(tmp_path: Path, monkeypatch: A
 
     monkeypatch.setattr(room, "heldout_losses", all_three)
     ran(tmp_path, DYNAMIC, "data.mixture.every=1", *SHEARED)
-    assert [step for step, *_ in seen] == list(range(1, 18))
+    assert [step for step, *_ in seen] == list(range(18))
     for step, mine, masked, plain in seen:
         under_gates = 2 <= step < 14
         assert mine == (masked if under_gates else plain)
@@ -394,6 +396,27 @@ def test_the_panel_and_the_plain_lines_show_it() -> None:
     assert "code 62 %, prose 38 %" in out.getvalue()
 
 
+def test_what_is_evaluated_does_not_steer_training(tmp_path: Path) -> None:
+    """The mixture follows windows behind those of the evaluation, as far as there are enough; then
+    those in front of these again, with a notice of how many there are.
+    """
+    loaded = load_recipe(recipe(tmp_path))
+    tokenizer = load_model(loaded.recipe.model).tokenizer
+    told: list[str] = []
+    how: Any = {"offline": True, "say": lambda _: None, "notice": told.append}
+    corpus = corpus_of(loaded.recipe, tokenizer, **how)
+    every = corpus.heldout("letters", 10_000)
+    told.clear()
+    behind = corpus.heldout_trained("letters", 4, 3)[0]
+    assert behind.equal(every[3:7]) and not told
+    short = corpus.heldout_trained("letters", len(every) - 1, 3)[0]
+    assert short.equal(every[1:])
+    asked = f"{len(every)} of the {len(every) + 2} sequences asked for: 3 that are evaluated"
+    assert len(told) == 1 and asked in told[0]
+    none_left = corpus.heldout_trained("letters", len(every) + 4, 3)[0]
+    assert none_left.equal(every)
+
+
 def test_the_text_of_other_commands_is_as_before(tmp_path: Path) -> None:
     """`effcompress eval` needs held-out text for its own protocol alone."""
     loaded = load_recipe(recipe(tmp_path), [DYNAMIC, "data.mixture.sequences=9"])
@@ -401,4 +424,4 @@ def test_the_text_of_other_commands_is_as_before(tmp_path: Path) -> None:
     how: Any = {"offline": True, "say": lambda _: None, "notice": lambda _: None}
     few = corpus_of(loaded.recipe, tokenizer, training=False, **how).summary()["letters"]
     more = corpus_of(loaded.recipe, tokenizer, **how).summary()["letters"]
-    assert (few["heldout_tokens"], more["heldout_tokens"]) == (3 * 32, 9 * 32)
+    assert (few["heldout_tokens"], more["heldout_tokens"]) == (3 * 32, (3 + 9) * 32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -211,3 +213,36 @@ def test_of_layers_of_two_sizes_that_goes_which_leads_to_the_target() -> None:
         assert not b.goes_whole
         simulate(b)
         assert b.reached
+
+
+SMOLLM2_135M = {
+    **{"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536},
+    **{"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
+    **{"head_dim": 64, "tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"layer": {}, "attention_block": {}, "mlp_block": {}},
+        {
+            "attention": {"scope": "per_layer"},
+            "ffn": {"scope": "per_layer", "round_to": 512},
+            "layer": {},
+        },
+    ],
+)
+def test_large_strides_are_planned_within_seconds(space: dict[str, dict[str, object]]) -> None:
+    """No small strides lead to the target, so what may go is searched for at every cut. Calls are
+    counted, a few million to the second: how busy the machine is does not matter.
+    """
+    axes = groups.from_config(LLAMA, SMOLLM2_135M)
+    spaces = [Bound(REGISTRY.get("space", name), knobs) for name, knobs in space.items()]
+    sets = groups.find(axes, spaces)
+    budget = Budget(axes, candidates_of(sets), {}, round(0.4 * axes.count()))
+    assert not budget.bridged
+    with cProfile.Profile() as calls:
+        simulate(budget)
+    assert budget.reached
+    assert sum(entry.callcount for entry in calls.getstats()) < 3_000_000
