@@ -155,8 +155,9 @@ MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of a compressed file -> pyarrow's name of the codec."""
 NAMED = 20
 """Fields that an error lists."""
-LONGEST = 1 << 28
-"""Bytes of a line of text; a longer one is refused."""
+LONGEST = 1 << 26
+"""Bytes of a line or document; a longer one is refused: a tokenizer needs 40 times its size."""
+_SPLIT = "split it into documents, one a line (txt: with blank lines between them)"
 KINDS = ("jsonl", "txt", "parquet", "hub", "stdlib")
 Reader = Callable[[Path, Fields, float], Iterator[Record]]
 """Reads the records of a file; raises ``ReadEnough`` behind so many bytes."""
@@ -278,13 +279,21 @@ def guarded(reader: Reader, path: Path, fields: Fields, most: float = math.inf) 
     behind ``most`` bytes of text (parquet files are read as far as the caller goes).
     """
     try:
-        yield from reader(path, fields, most)
+        for record in reader(path, fields, most):
+            if len(record.text) + len(record.prompt) > LONGEST:
+                raise _too_long(record.where)
+            yield record
     except OSError as error:
         raise SourceError(
             f"cannot be read: {error}",
             where=str(path),
             fix="download or copy the file again: it is cut short, damaged, or not readable here",
         ) from error
+
+
+def _too_long(where: str) -> SourceError:
+    said = f"a document of more than {LONGEST >> 20} MiB"
+    return SourceError(said, where=where, fix=_SPLIT)
 
 
 @contextmanager
@@ -309,7 +318,7 @@ def _lines(file: IO[bytes], path: Path, most: float) -> Iterator[tuple[str, str]
         if most < 0:
             raise ReadEnough
         if len(raw) > LONGEST:
-            raise SourceError(f"a line of more than {LONGEST >> 20} MiB", where=where)
+            raise SourceError(f"a line of more than {LONGEST >> 20} MiB", where=where, fix=_SPLIT)
         if not raw:
             return
         try:
@@ -406,14 +415,16 @@ def _txt(path: Path, _fields: Fields, most: float) -> Iterator[Record]:
     """Documents are separated by blank lines."""
     with _opened(path) as file:
         held: list[str] = []
-        start = ""
+        start, size = "", 0
         for line, where in _lines(file, path, most):
             if line.strip():
-                start = start or where
+                start, size = start or where, size + len(line)
+                if size > LONGEST:
+                    raise _too_long(start)
                 held.append(line)
             elif held:
                 yield Record("".join(held).rstrip("\r\n"), start)
-                held, start = [], ""
+                held, start, size = [], "", 0
         if held:
             yield Record("".join(held).rstrip("\r\n"), start)
 

@@ -107,6 +107,31 @@ def test_a_line_without_end_is_refused(tmp_path, make, monkeypatch):
         make({"d": DomainSpec(jsonl=(path,))})
 
 
+def test_no_line_or_document_may_need_gigabytes(tmp_path):
+    """Tokenising one takes about 40 times its size, whatever file it is in."""
+    assert sources.LONGEST << 6 <= 1 << 32
+
+
+@pytest.mark.parametrize("kind", ["txt", "txt.gz", "parquet", "jsonl"])
+def test_a_document_without_end_is_refused(tmp_path, make, monkeypatch, kind):
+    monkeypatch.setattr(sources, "LONGEST", 1 << 16)
+    path, line = tmp_path / f"a.{kind}", "words " * 100
+    text = "\n".join([line] * 200)
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": ["fine", text]}), path)
+    elif kind == "jsonl":
+        row = json.dumps({"text": text[: 1 << 15], "question": text[: 1 << 15] + "more"})
+        path.write_text(row.replace(" ", "\t") + "\n")
+    else:
+        made = f"fine\n\n{text}\n".encode()
+        path.write_bytes(gzip.compress(made) if kind.endswith("gz") else made)
+    spec = DomainSpec(**{kind.partition(".")[0]: (path,)})
+    said = r"a\.[\w.]+:(row )?\d+: a (document|line) of more"
+    with pytest.raises(SourceError, match=said) as refused:
+        make({"d": spec})
+    assert "blank lines" in str(refused.value.fix)
+
+
 def test_parquet_text_that_is_not_utf8_is_named(tmp_path, make):
     path = tmp_path / "a.parquet"
     bad = pa.array([b"\xff\xfe"], pa.binary()).view(pa.binary()).cast(pa.string(), safe=False)
