@@ -108,10 +108,7 @@ def interleaved(
     begin, stop = prune_from if start is None else start, prune_until if end is None else end
     if tokens < begin or params <= target_params:
         return None
-    # Shards in front of the i-th hold weights[i - 1] of weights[-1]; whole numbers, so exact.
-    weights = [i * (i + 1) if shards == "linear" else i for i in range(stages + 1)]
-    behind = (tokens - begin) * weights[-1]
-    stage = max(i for i in range(1, stages + 1) if behind >= (stop - begin) * weights[i - 1])
+    stage = _stage(tokens - begin, stop - begin, stages, linear=shards == "linear")
     span = start_params - target_params
     first, last = (start_params - span * i // stages for i in (stage - 1, stage))
     if params <= last:
@@ -122,3 +119,14 @@ def interleaved(
     if done >= rounds - 1:
         return Due(params=last, stage=numbered)
     return Due(params=round(first - (done + 1) * each), again=True, stage=numbered)
+
+
+def _stage(behind: int, all_of_them: int, stages: int, *, linear: bool) -> int:
+    """Returns the last stage whose shard has begun when ``behind`` of all tokens are trained on.
+    Those in front of the i-th hold ``i (i - 1)`` of ``I (I + 1)`` parts (linear), or ``i - 1`` of
+    ``I``; in whole numbers, so exact.
+    """
+    if all_of_them <= 0:
+        return stages
+    parts = behind * stages * (stages + 1 if linear else 1) // all_of_them
+    return min(stages, (1 + math.isqrt(1 + 4 * parts)) // 2 if linear else parts + 1)

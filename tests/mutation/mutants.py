@@ -2905,8 +2905,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "plugins/adapt_pruner.py",
-        'weights = [i * (i + 1) if shards == "linear" else i for i in range(stages + 1)]',
-        "weights = [i for i in range(stages + 1)]",
+        'linear=shards == "linear")',
+        "linear=False)",
         (
             (
                 "tests/runner/test_interleaved.py::test_every_cut_is_that_of_an_independent_com"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import pytest
+
 from effcompress.registry import REGISTRY, Bound
 from effcompress.types import Due
 
@@ -144,3 +148,21 @@ def test_a_stage_in_rounds() -> None:
     late = bound("interleaved", stages=4)(**{**place, "params": 100})
     assert late == Due(params=90, again=True)
     assert bound("interleaved", stages=90)(**{**place, "params": 61}) is None
+
+
+@pytest.mark.parametrize("shards", ["linear", "equal"])
+def test_a_shard_is_found_without_a_list_of_all(shards: str) -> None:
+    """`stages: 1000000000` took all memory of the machine, in `check`."""
+    # Half of the tokens are behind half of the equal shards, and 71 % of the growing ones.
+    stage = {"linear": 707_107, "equal": 500_001}[shards]
+    sizes = [10**9 - 9 * 10**8 * i // 10**6 for i in (stage - 1, stage)]
+    place = {"tokens": 1000, "start_params": 10**9, "params": sizes[0], "target_params": 10**8}
+    many = bound("interleaved", stages=10**6, shards=shards)
+    tracemalloc.start()
+    try:
+        due = many(**place, prune_from=0, prune_until=2000)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert due == Due(params=sizes[1], stage=0)
+    assert most < 100_000
