@@ -30,8 +30,8 @@ def test_prompts_do_not_count() -> None:
     trained_NT[:, ids_NT.shape[1] // 2 :] = True
     corpus: Any = SimpleNamespace(
         domains=("answers",),
-        heldout_trained=lambda _domain, _count: (ids_NT, trained_NT),
-        heldout_positions=lambda _domain, _count: None,
+        heldout_trained=lambda _domain, _count, _behind: (ids_NT, trained_NT),
+        heldout_positions=lambda _domain, _count, _behind: None,
     )
     spec = EvaluateSpec(sequences=2, batch_size=1)
     found = scores(model, corpus, spec, ALONE)["answers"].perplexity
