@@ -182,7 +182,9 @@ class MixtureSpec:
         "without any, those of the training text since the last change",
         "held_out",
     )
-    sequences: int = key("held-out sequences per domain of a measurement", 16, minimum=1)
+    sequences: int = key(
+        "held-out sequences per domain of a measurement, behind those of `evaluate`", 16, minimum=1
+    )
     reference: Losses = key(
         "what the losses are compared with: numbers by domain; source: the source model's, "
         "measured before anything is cut; scaling: the law fitted to the models of `scaling`, at "

@@ -68,7 +68,8 @@ def update_if_due(state: RunState, log: Log) -> None:
     started = time.monotonic()
     follows = spec.losses == "training"
     losses = _trained_losses(state) if follows else heldout_losses(state, spec.sequences)
-    asked = spec.method, state.stream.fractions, losses, state.reference
+    # A domain that gave no training text since has no loss: it is as far as it should be.
+    asked = spec.method, state.stream.fractions, {**state.reference, **losses}, state.reference
     weights = state.world.agree(lambda: reweighed(*asked))
     state.stream.reweigh(weights)
     _record(state, losses, time.monotonic() - started, log)
@@ -93,12 +94,11 @@ def learned(state: RunState, batch: Batch, losses: Losses) -> None:
 
 
 def _trained_losses(state: RunState) -> dict[str, float]:
-    """Domain -> mean loss of its training sequences since the weights changed last; of a domain
-    that gave none, what it is compared with, so that nothing is said of it.
+    """Domain -> mean loss of its training sequences since the weights changed last, where it gave
+    any.
     """
     sums, state.trained_losses = state.trained_losses, {}
-    known = {name: total / rows for name, (total, rows) in sums.items()}
-    return {name: known.get(name, loss) for name, loss in state.reference.items()}
+    return {name: total / rows for name, (total, rows) in sums.items()}
 
 
 def _record(state: RunState, losses: Mapping[str, float], seconds: float | None, log: Log) -> None:

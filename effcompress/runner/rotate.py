@@ -121,7 +121,8 @@ def _require_same(state: RunState, ids_1T: Tensor, moved: float, largest: float)
         return
     probe = ids_1T.to(state.device)
     logits = logits_of(state.to_call, probe)
-    if not moved <= ROUNDINGS * rounding(state.to_call, probe, logits):
+    limit = ROUNDINGS * rounding(state.to_call, probe, logits)
+    if state.world.any(not moved <= limit):
         raise SurgeryError(
             f"logits moved by {moved:.3g} (largest logit {largest:.3g}) when the stream was "
             "rotated",

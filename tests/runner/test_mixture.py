@@ -161,12 +161,11 @@ def read_since(found: list[dict[str, Any]], state: dict[str, Any]) -> dict[str, 
 
 
 def test_a_mean_over_sequences_not_over_steps() -> None:
-    """A domain without a sequence since the last change has the loss it is compared with."""
+    """A domain without a sequence since the last change has no loss."""
     spec = SimpleNamespace(losses="training")
     state: Any = SimpleNamespace(
         recipe=SimpleNamespace(data=SimpleNamespace(mixture=spec)),
         trained_losses={},
-        reference={"prose": 3.0, "code": 2.0, "none": 4.5},
     )
     for domains, losses in (
         (("prose", "prose", "prose", "code"), {"prose": 2.0, "code": 1.0}),
@@ -175,7 +174,19 @@ def test_a_mean_over_sequences_not_over_steps() -> None:
         batch: Any = SimpleNamespace(domains=domains)
         room.learned(state, batch, Losses(0.0, losses, 0.0))
     found = room._trained_losses(state)
-    assert found == {"prose": 3.0, "code": 2.5, "none": 4.5} and not state.trained_losses
+    assert found == {"prose": 3.0, "code": 2.5} and not state.trained_losses
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_domain_that_gave_nothing_is_left_as_it_is(tmp_path: Path) -> None:
+    """One sequence a step, and a change behind each: the other domain has no loss."""
+    out = ran(tmp_path, DYNAMIC, TRAINING, "data.mixture.every=1", "train.batch_size=1")
+    found = events(out, "mixture")
+    assert all(len(e["losses"]) == 1 for e in found[1:])
+    for earlier, later in itertools.pairwise(found[:9]):
+        known = {**later, "losses": {**later["reference"], **later["losses"]}}
+        assert later["weights"] == pytest.approx(by_hand(known, earlier["weights"]), rel=1e-12)
+    assert (out / "pictures").is_dir()
 
 
 @pytest.mark.usefixtures("bare")
